@@ -1,0 +1,92 @@
+"""How one reference engine is started: one process, one protocol, one mode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from tandem_engine.faults import FaultPlan
+
+__all__ = ["DEMO_MODEL", "EngineOptions", "Mode", "Protocol"]
+
+DEMO_MODEL = "demo"
+"""The name, instead of a path, of the model in this package."""
+
+NO_FAULTS = FaultPlan()
+
+_WILDCARDS = ("", "0.0.0.0", "::")
+
+
+class Protocol(Enum):
+    """Whose wire protocol and habits the engine has."""
+
+    SGLANG = "sglang"
+    VLLM = "vllm"
+
+
+class Mode(Enum):
+    """What part of a request the engine is for."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    AGGREGATED = "aggregated"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Everything an engine process is told. Times are seconds; page counts are per data-parallel rank; port 0 is any.
+
+    `name` is the engine's own name (vLLM's kv_engine_id); None makes one up per process. `advertise_host` is where
+    decode engines find this prefill engine; None means the host of `listen`. `parent_pid`: the engine ends when that
+    process does. `grace_s` bounds how long running requests may go on after SIGTERM.
+    """
+
+    protocol: Protocol = Protocol.SGLANG
+    mode: Mode = Mode.AGGREGATED
+    listen: str = "127.0.0.1:0"
+    bootstrap_port: int = 0
+    advertise_host: str | None = None
+    model: str = DEMO_MODEL
+    served_model_name: str | None = None
+    name: str | None = None
+    kv_lease_s: float = 30.0
+    bootstrap_timeout_s: float = 30.0
+    max_running: int = 64
+    num_pages: int = 1024
+    dp_size: int = 1
+    prefill_chunk: int = 256
+    max_model_len: int | None = None
+    grace_s: float = 10.0
+    parent_pid: int | None = None
+    faults: FaultPlan = NO_FAULTS
+
+    def __post_init__(self) -> None:
+        if ":" not in self.listen or not self.listen.rpartition(":")[2].isdigit():
+            raise ValueError(f"listen must be host:port, got {self.listen!r}")
+        if not 0 <= self.bootstrap_port <= 65535:
+            raise ValueError(f"bootstrap_port must be in [0, 65535], got {self.bootstrap_port}")
+        if self.bootstrap_timeout_s <= 0 or self.grace_s < 0:
+            raise ValueError("bootstrap_timeout_s must be positive and grace_s not negative")
+
+    @property
+    def host(self) -> str:
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def kv_host(self) -> str:
+        """The host that goes into transfer parameters."""
+        if self.advertise_host is not None:
+            return self.advertise_host
+        return "127.0.0.1" if self.host in _WILDCARDS else self.host
+
+    @property
+    def model_folder(self) -> Path:
+        if self.model == DEMO_MODEL:
+            return Path(__file__).parent / "demo" / "model"
+        return Path(self.model)
+
+    @property
+    def model_name(self) -> str:
+        """The name that clients ask for."""
+        return self.served_model_name or ("tandem-demo" if self.model == DEMO_MODEL else self.model_folder.name)
