@@ -1,0 +1,238 @@
+"""One decoder for streams of `chunk | complete`, with an engine's habits as values.
+
+Evened out here (tables: what real engines do on the wire):
+- counts: SGLang's `completion_tokens` is a running total, vLLM's is that chunk's own; items carry neither, and an
+  end carries the number of tokens that were delivered.
+- a streamed `complete` repeats the last chunk's ids (vLLM, SGLang), all ids (SMG's mock), or none (MLX): what a chunk
+  carried before is dropped, what no chunk carried is delivered with the end.
+- a `complete` with reason "abort" or "error" under status OK is a failure.
+- n > 1: choices interleave by index, one `complete` each; a stream that ends before all of them is an error.
+- stop_token_ids together with ignore_eos: SGLang runs on, others stop; where the engine runs on, the choice ends here.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+from tandem_router.errors import Code, Reason
+from tandem_router.model.failure import EngineFailure
+from tandem_router.model.pairing import LegRole
+from tandem_router.model.request import LegRequest
+from tandem_router.model.stream import EngineChunk, EngineEnd, EngineItem, FinishReason, TokenLogprob
+
+__all__ = ["Counts", "StreamDecoder"]
+
+
+class Counts(enum.Enum):
+    """What `completion_tokens` counts."""
+
+    RUNNING = "running"
+    """All tokens of the choice so far."""
+    PER_MESSAGE = "per message"
+    """The tokens of this message alone."""
+
+
+_GOOD_ENDS: Mapping[str, FinishReason] = {
+    "stop": FinishReason.STOP,
+    "length": FinishReason.LENGTH,
+    # vLLM's own detector of repeated output; the request asked for it, so it is a stop like any other.
+    "repetition": FinishReason.STOP,
+}
+
+
+class _Choice:
+    """What has been delivered of one choice."""
+
+    __slots__ = ("delivered", "has_ended", "last_ids")
+
+    def __init__(self) -> None:
+        self.delivered = 0
+        self.last_ids: tuple[int, ...] = ()
+        self.has_ended = False
+
+
+class StreamDecoder:
+    """`ItemDecoder` for a protocol whose responses are `oneof {chunk, complete}`."""
+
+    __slots__ = ("_choices", "_counts", "_ended_early", "_leg", "_local_stops", "_open", "_transfer_params")
+
+    def __init__(
+        self,
+        leg: LegRequest,
+        *,
+        choices: int,
+        counts: Counts,
+        ends_local_stops: bool = False,
+        has_transfer_params: bool = False,
+    ) -> None:
+        """Args:
+        choices: ends that the engine owes.
+        ends_local_stops: the engine ignores stop_token_ids under ignore_eos, so they are applied here.
+        has_transfer_params: `complete` has `kv_transfer_params_json`.
+        """
+        self._leg = leg
+        self._choices = [_Choice() for _ in range(choices)]
+        self._open = choices
+        self._counts = counts
+        self._transfer_params = has_transfer_params
+        self._ended_early = False
+        sampling = leg.sampling
+        self._local_stops = frozenset(sampling.stop_token_ids if ends_local_stops and sampling.ignore_eos else ())
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every choice has had its end."""
+        return self._open == 0
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether a choice was ended here although the engine goes on."""
+        return self._ended_early
+
+    def decode(self, response: Any) -> EngineItem | None:
+        """The item in a response, or None when it says nothing new; raises EngineFailure on a bad end."""
+        kind = response.WhichOneof("response")
+        if kind == "chunk":
+            return self._chunk(response.chunk)
+        if kind == "complete":
+            return self._complete(response.complete)
+        raise _protocol_error("a response holds neither a chunk nor a complete")
+
+    def end_of_stream(self) -> None:
+        """The engine closed the stream with status OK; raises EngineFailure while ends are owed."""
+        if self._open:
+            owed = [index for index, choice in enumerate(self._choices) if not choice.has_ended]
+            raise _protocol_error(f"the stream ended without the end of choice {', '.join(map(str, owed))}")
+
+    def _chunk(self, chunk: Any) -> EngineItem | None:
+        choice = self._choice(chunk.index)
+        if choice.has_ended:
+            if self._ended_early:
+                return None
+            raise _protocol_error(f"choice {chunk.index} got a chunk after its end")
+        ids = tuple(chunk.token_ids)
+        if not ids:
+            return None
+        choice.delivered += len(ids)
+        choice.last_ids = ids
+        if self._counts is Counts.RUNNING and chunk.completion_tokens not in (0, choice.delivered):
+            raise _protocol_error(
+                f"choice {chunk.index} has {choice.delivered} tokens but counts {chunk.completion_tokens}"
+            )
+        logprobs = _logprobs(chunk.output_logprobs, len(ids)) if self._leg.output_logprobs else ()
+        if self._local_stops and not self._local_stops.isdisjoint(ids):
+            return self._end_here(chunk, choice, ids, logprobs)
+        return EngineChunk(chunk.index, ids, chunk.prompt_tokens, chunk.cached_tokens, logprobs)
+
+    def _end_here(
+        self, chunk: Any, choice: _Choice, ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...]
+    ) -> EngineEnd:
+        """End a choice at its first stop token, which stays part of the output as it does with every engine."""
+        at = next(position for position, token in enumerate(ids) if token in self._local_stops)
+        choice.delivered -= len(ids) - at - 1
+        self._close(choice)
+        self._ended_early = True
+        return EngineEnd(
+            choice=chunk.index,
+            reason=FinishReason.STOP,
+            token_ids=ids[: at + 1],
+            prompt_tokens=chunk.prompt_tokens,
+            completion_tokens=choice.delivered,
+            cached_tokens=chunk.cached_tokens,
+            matched_stop=ids[at],
+            logprobs=logprobs[: at + 1],
+        )
+
+    def _complete(self, complete: Any) -> EngineItem | None:
+        choice = self._choice(complete.index)
+        if choice.has_ended:
+            if self._ended_early:
+                return None
+            raise _protocol_error(f"choice {complete.index} ended twice")
+        reason = _GOOD_ENDS.get(complete.finish_reason)
+        if reason is None:
+            raise self._bad_end(complete.finish_reason)
+        ids = self._undelivered(choice, complete)
+        choice.delivered += len(ids)
+        self._close(choice)
+        params = None
+        if self._transfer_params and complete.HasField("kv_transfer_params_json"):
+            params = complete.kv_transfer_params_json
+        return EngineEnd(
+            choice=complete.index,
+            reason=reason,
+            token_ids=ids,
+            prompt_tokens=complete.prompt_tokens,
+            completion_tokens=choice.delivered,
+            cached_tokens=complete.cached_tokens,
+            matched_stop=_matched_stop(complete),
+            transfer_params=params,
+            logprobs=_logprobs(complete.output_logprobs, len(ids)) if self._leg.output_logprobs else (),
+        )
+
+    def _undelivered(self, choice: _Choice, complete: Any) -> tuple[int, ...]:
+        """The tokens of a `complete` that no chunk carried."""
+        ids = tuple(complete.output_ids)
+        if not choice.delivered:
+            missing = len(ids)
+        elif self._counts is Counts.RUNNING and complete.completion_tokens:
+            missing = complete.completion_tokens - choice.delivered
+        else:
+            # Nothing counts the whole choice: then ids are legal only as a repetition.
+            missing = 0
+        if missing == 0:
+            tail = ids[-len(choice.last_ids) :]
+            if ids and (len(ids) not in (len(choice.last_ids), choice.delivered) or tail != choice.last_ids):
+                raise _protocol_error(f"the end of choice {complete.index} carries ids that are not its chunks'")
+            return ()
+        if missing < 0 or missing > len(ids):
+            raise _protocol_error(
+                f"the end of choice {complete.index} counts {complete.completion_tokens} tokens, "
+                f"{choice.delivered} came in chunks and {len(ids)} with the end"
+            )
+        return ids[len(ids) - missing :]
+
+    def _bad_end(self, finish_reason: str) -> EngineFailure:
+        if finish_reason == "abort":
+            return EngineFailure(Reason.ENGINE_ABORTED, 'the engine ended the request with "abort"', code=Code.ABORTED)
+        if finish_reason == "error":
+            if self._leg.handoff is not None and self._leg.role is LegRole.DECODE:
+                # An unreachable prefill ends so, under status OK (vLLM over NIXL: after 5 s; Mooncake: at once).
+                return EngineFailure(
+                    Reason.KV_TRANSFER_FAILED, 'the decode engine ended with "error" instead of pulling', code=Code.OK
+                )
+            return EngineFailure(Reason.ENGINE_ERROR, 'the engine ended the request with "error"', code=Code.OK)
+        return _protocol_error(f"finish_reason {finish_reason!r} is unknown")
+
+    def _choice(self, index: int) -> _Choice:
+        if index >= len(self._choices):
+            raise _protocol_error(f"choice {index} was not asked for (n = {len(self._choices)})")
+        return self._choices[index]
+
+    def _close(self, choice: _Choice) -> None:
+        choice.has_ended = True
+        self._open -= 1
+
+
+def _protocol_error(sentence: str) -> EngineFailure:
+    return EngineFailure(Reason.ENGINE_PROTOCOL_ERROR, sentence, code=Code.INTERNAL)
+
+
+def _matched_stop(complete: Any) -> int | str | None:
+    which = complete.WhichOneof("matched_stop")
+    return None if which is None else getattr(complete, which)
+
+
+def _logprobs(proto: Any, count: int) -> tuple[TokenLogprob, ...]:
+    """The last `count` rows: a `complete` may hold the rows of tokens that chunks carried before."""
+    if not count:
+        return ()
+    values = proto.token_logprobs[-count:]
+    ids = proto.token_ids[-count:]
+    tops = proto.top_logprobs[-count:] or [None] * len(ids)
+    return tuple(
+        TokenLogprob(token_id, value, () if top is None else tuple(zip(top.token_ids, top.values, strict=False)))
+        for token_id, value, top in zip(ids, values, tops, strict=False)
+    )

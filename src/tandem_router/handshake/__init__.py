@@ -1,0 +1,1 @@
+"""How two legs are tied together, per KV connector; knows no transport and no engine's brand."""

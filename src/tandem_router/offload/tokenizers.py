@@ -1,0 +1,92 @@
+"""The tokenizers of the fleet's models, with everything slow kept off the loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from tandem_router.errors import Reason, TandemError
+from tandem_router.offload.templates import TemplateProcess
+from tandem_router.text.archive import TokenizerFiles, open_archive
+from tandem_router.text.detokenizer import Detokenizer
+from tandem_router.text.tokenizer import Tokenizer
+
+__all__ = ["PooledCodec", "TokenizerPool"]
+
+_THREADS = 2
+"""Encoding is bound by CPU; more threads than cores only raise the loop's latency."""
+_INLINE_CHARS = 2048
+"""A prompt this short encodes in well under a millisecond, which costs less than the way to a thread and back."""
+
+
+class PooledCodec:
+    """`TextCodec` of one model."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, files: TokenizerFiles, threads: ThreadPoolExecutor, templates: TemplateProcess
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._chat_template = files.chat_template
+        self._special_tokens = files.special_tokens
+        self._threads = threads
+        self._templates = templates
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return self._tokenizer.vocab_size
+
+    async def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a prompt; raises TandemError(INVALID_REQUEST)."""
+        if len(text) <= _INLINE_CHARS:
+            return self._tokenizer.encode(text)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._tokenizer.encode, text)
+
+    async def render_chat(self, messages: Sequence[tuple[str, str]]) -> str:
+        """The prompt text of (role, content) messages; raises TandemError(INVALID_REQUEST)."""
+        if self._chat_template is None:
+            raise TandemError(
+                Reason.INVALID_REQUEST, "the model has no chat template; send text or token_ids", field="messages"
+            )
+        return await self._templates.render(self._chat_template, messages, self._special_tokens)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of a whole token sequence."""
+        return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def stream(self, *, skip_special_tokens: bool) -> Detokenizer:
+        """A fresh incremental decoder."""
+        return self._tokenizer.stream(skip_special_tokens=skip_special_tokens)
+
+
+class TokenizerPool:
+    """`TextCodecs`: one codec per model id, the last loaded one; owns its threads and the template process."""
+
+    def __init__(self, *, threads: int = _THREADS, templates: TemplateProcess | None = None) -> None:
+        """Args:
+        threads: that encode at once; more prompts wait their turn.
+        templates: where chat templates run; None = a process of our own. Closed with the pool either way.
+        """
+        self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="tandem-tokenizer")
+        self._templates = templates or TemplateProcess()
+        self._codecs: dict[str, PooledCodec] = {}
+
+    def get(self, model: str) -> PooledCodec | None:
+        """The codec of a model id, or None while none is loaded."""
+        return self._codecs.get(model)
+
+    async def load(self, model: str, archive: bytes) -> None:
+        """Unpack and keep a tokenizer archive; raises TandemError(TOKENIZER_UNAVAILABLE), then the old one stays."""
+        files, tokenizer = await asyncio.get_running_loop().run_in_executor(self._threads, _unpack, archive)
+        self._codecs[model] = PooledCodec(tokenizer, files, self._threads, self._templates)
+
+    async def close(self) -> None:
+        """End threads and process; encodings under way are finished first. Idempotent."""
+        await self._templates.close()
+        await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
+
+
+def _unpack(archive: bytes) -> tuple[TokenizerFiles, Tokenizer]:
+    files = open_archive(archive)
+    return files, Tokenizer(files)

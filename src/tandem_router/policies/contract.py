@@ -1,0 +1,96 @@
+"""The vocabulary of choice: candidates are filtered, scored in [0, 1] and picked; a Plan or a Refusal comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tandem_router.handshake.contract import Handshake
+from tandem_router.model.failure import Failure
+from tandem_router.model.ids import RankKey, WorkerId
+from tandem_router.model.pairing import AbortInTransfer, HandshakeKind
+from tandem_router.model.worker import Worker
+
+__all__ = ["Candidate", "Plan", "Query", "Refusal", "Rejection", "Scorer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is to be placed."""
+
+    model: str
+    prompt_tokens: int
+    needs_seed: bool = False
+    target_worker_id: WorkerId | None = None
+    target_dp_rank: int | None = None
+    avoid: Sequence[WorkerId] = ()
+    """Workers that failed this request before; taken only when there is no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One schedulable slot as policies see it."""
+
+    worker: Worker
+    dp_rank: int
+    in_flight: int
+    """Open legs of this router on the slot."""
+
+    @property
+    def key(self) -> RankKey:
+        """The slot in its worker's present life."""
+        return self.worker.rank_key(self.dp_rank)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a worker was not taken."""
+
+    worker_id: WorkerId
+    reason: str
+    """UPPER_SNAKE: NOT_READY, WRONG_TYPE, NOT_TARGET, AVOIDED, RANK_UNHEALTHY, INCOMPATIBLE, CANNOT_SEED."""
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where an attempt goes. `handshake` and `prefill` are None when one worker does both phases."""
+
+    decode: Candidate
+    prefill: Candidate | None
+    handshake: Handshake | None
+    scorecard: Mapping[RankKey, float]
+    """Scores that led to the choice."""
+    rejections: tuple[Rejection, ...]
+    why: str
+    """One sentence: why a pair, or why not."""
+
+    @property
+    def kind(self) -> HandshakeKind:
+        """How the legs meet."""
+        return HandshakeKind.AGGREGATE if self.handshake is None else self.handshake.kind
+
+    @property
+    def abort_in_transfer(self) -> AbortInTransfer:
+        """As the handshake declares; SAFE where there is no transfer."""
+        return AbortInTransfer.SAFE if self.handshake is None else self.handshake.abort_in_transfer
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """No place now, and why; never raised."""
+
+    failure: Failure
+    rejections: tuple[Rejection, ...]
+
+
+class Scorer(Protocol):
+    """A pure opinion about candidates: one score in [0, 1] each, higher is better, independent of their order."""
+
+    def score(self, query: Query, candidates: Sequence[Candidate]) -> Sequence[float]:
+        """Scores in the order of the candidates."""
+
+
+InFlight = Callable[[RankKey], int]
+"""Open legs of a slot: the read side of `core.ledger`."""

@@ -1,0 +1,56 @@
+"""Filters: which slots may take a leg at all. Every worker that is left out is left out with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from tandem_router.model.ids import WorkerId
+from tandem_router.model.spec import WorkerType
+from tandem_router.model.worker import Worker, WorkerStatus
+from tandem_router.policies.contract import Candidate, InFlight, Query, Rejection
+
+__all__ = ["prefer_untried", "slots"]
+
+
+def slots(
+    query: Query, workers: Mapping[WorkerId, Worker], worker_type: WorkerType, in_flight: InFlight
+) -> tuple[list[Candidate], list[Rejection]]:
+    """The slots of one worker type that could take the query, and why the others could not."""
+    candidates: list[Candidate] = []
+    rejections: list[Rejection] = []
+    for worker in workers.values():
+        if worker.worker_type is not worker_type or not worker.serves(query.model):
+            continue
+        rejection = _reject(query, worker)
+        if rejection is not None:
+            rejections.append(rejection)
+            continue
+        ranks = [rank for rank in worker.ranks if _takes_rank(query, worker, rank.dp_rank)]
+        healthy = [rank for rank in ranks if rank.is_healthy]
+        if not healthy:
+            rejections.append(Rejection(worker.id, "RANK_UNHEALTHY", f"none of {len(ranks)} wanted ranks is healthy"))
+        candidates += [Candidate(worker, rank.dp_rank, in_flight(worker.rank_key(rank.dp_rank))) for rank in healthy]
+    return candidates, rejections
+
+
+def prefer_untried(candidates: Sequence[Candidate], avoid: Iterable[WorkerId]) -> Sequence[Candidate]:
+    """The candidates without those that failed this request before, unless nothing else is left."""
+    tried = frozenset(avoid)
+    return [candidate for candidate in candidates if candidate.worker.id not in tried] or candidates
+
+
+def _reject(query: Query, worker: Worker) -> Rejection | None:
+    if worker.status is not WorkerStatus.READY:
+        return Rejection(worker.id, "NOT_READY", f"its status is {worker.status}")
+    is_target_type = worker.worker_type is not WorkerType.PREFILL
+    if query.target_worker_id is not None and is_target_type and worker.id != query.target_worker_id:
+        return Rejection(worker.id, "NOT_TARGET", f"the request names worker {query.target_worker_id}")
+    if query.needs_seed and (worker.facts is None or not worker.facts.supports_seed):
+        return Rejection(worker.id, "CANNOT_SEED", "its protocol carries no seed")
+    return None
+
+
+def _takes_rank(query: Query, worker: Worker, dp_rank: int) -> bool:
+    if query.target_dp_rank is None or worker.id != query.target_worker_id:
+        return True
+    return dp_rank == query.target_dp_rank

@@ -1,0 +1,156 @@
+"""From a fleet and a query to a Plan or a Refusal: decode is chosen first, then prefill among those that fit it.
+
+target_worker_id names the worker that decodes (or that serves alone); its prefill partner is chosen freely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tandem_router.errors import Reason
+from tandem_router.handshake.build import handshake_for
+from tandem_router.model.failure import Failure
+from tandem_router.model.ids import RankKey, WorkerId
+from tandem_router.model.settings import RuntimeSettings
+from tandem_router.model.spec import WorkerType
+from tandem_router.model.worker import Worker
+from tandem_router.policies.compatibility import incompatibility
+from tandem_router.policies.contract import Candidate, InFlight, Plan, Query, Refusal, Rejection, Scorer
+from tandem_router.policies.filters import prefer_untried, slots
+
+__all__ = ["Planner", "unknown_model"]
+
+
+class Planner:
+    """Chooses the workers of an attempt. Pure: the same arguments give the same answer."""
+
+    def __init__(self, settings: RuntimeSettings, scorer: Scorer) -> None:
+        self._settings = settings
+        self._scorer = scorer
+
+    def plan(
+        self, query: Query, workers: Mapping[WorkerId, Worker], in_flight: InFlight, *, random: float
+    ) -> Plan | Refusal:
+        """Where the query goes now; `random` in [0, 1) breaks ties."""
+        if not any(worker.serves(query.model) for worker in workers.values()):
+            return Refusal(unknown_model(query.model, workers), ())
+        scores: dict[RankKey, float] = {}
+        decodes, rejections = slots(query, workers, WorkerType.DECODE, in_flight)
+        prefills, refused = slots(query, workers, WorkerType.PREFILL, in_flight)
+        rejections += refused
+        alone, refused = slots(query, workers, WorkerType.REGULAR, in_flight)
+        rejections += refused
+        is_short = query.prompt_tokens < self._settings.disaggregate_min_tokens
+        if is_short and alone:
+            why = f"{query.prompt_tokens} prompt tokens are fewer than {self._settings.disaggregate_min_tokens}"
+            return self._alone(query, alone, scores, rejections, random, why)
+        pair = self._pair(query, decodes, prefills, scores, rejections, random)
+        if pair is not None:
+            return pair
+        if alone and (self._settings.allow_aggregated_fallback or not (decodes or prefills)):
+            return self._alone(query, alone, scores, rejections, random, "no prefill/decode pair can take it now")
+        return Refusal(_no_place(query, workers, decodes, prefills, rejections), tuple(rejections))
+
+    def replace_decode(
+        self, plan: Plan, query: Query, workers: Mapping[WorkerId, Worker], in_flight: InFlight, *, random: float
+    ) -> Candidate | None:
+        """Another decode worker for the unused KV handle of the plan's prefill, or None."""
+        if plan.prefill is None:
+            return None
+        decodes, _ = slots(query, workers, WorkerType.DECODE, in_flight)
+        prefill = plan.prefill.worker
+        fitting = [
+            candidate
+            for candidate in decodes
+            if candidate.worker.id not in query.avoid and incompatibility(prefill, candidate.worker) is None
+        ]
+        return self._best(query, fitting, {}, random) if fitting else None
+
+    def _pair(
+        self,
+        query: Query,
+        decodes: Sequence[Candidate],
+        prefills: Sequence[Candidate],
+        scores: dict[RankKey, float],
+        rejections: list[Rejection],
+        random: float,
+    ) -> Plan | None:
+        """The best decode that has a fitting prefill, and the best of those; rejections grow by what did not fit."""
+        remaining = list(prefer_untried(decodes, query.avoid))
+        tried_last = [candidate for candidate in decodes if candidate not in remaining]
+        for pool in (remaining, tried_last):
+            while pool:
+                decode = self._best(query, pool, scores, random)
+                fitting: list[Candidate] = []
+                for prefill in prefills:
+                    clash = incompatibility(prefill.worker, decode.worker)
+                    if clash is None:
+                        fitting.append(prefill)
+                    else:
+                        rejections.append(Rejection(prefill.worker.id, "INCOMPATIBLE", clash.sentence))
+                if fitting:
+                    prefill = self._best(query, prefer_untried(fitting, query.avoid), scores, random)
+                    facts = prefill.worker.facts
+                    handshake = handshake_for(facts.handshake, facts.kv_connector) if facts is not None else None
+                    return Plan(
+                        decode, prefill, handshake, scores, tuple(rejections), "a prefill and a decode worker fit"
+                    )
+                pool.remove(decode)
+        return None
+
+    def _alone(
+        self,
+        query: Query,
+        candidates: Sequence[Candidate],
+        scores: dict[RankKey, float],
+        rejections: Sequence[Rejection],
+        random: float,
+        why: str,
+    ) -> Plan:
+        chosen = self._best(query, prefer_untried(candidates, query.avoid), scores, random)
+        return Plan(chosen, None, None, scores, tuple(rejections), why)
+
+    def _best(
+        self, query: Query, candidates: Sequence[Candidate], scores: dict[RankKey, float], random: float
+    ) -> Candidate:
+        """The highest score; one of the equals by `random`."""
+        given = self._scorer.score(query, candidates)
+        top = max(given)
+        scores.update({candidate.key: score for candidate, score in zip(candidates, given, strict=True)})
+        best = [candidate for candidate, score in zip(candidates, given, strict=True) if score == top]
+        return best[int(random * len(best))]
+
+
+def unknown_model(model: str, workers: Mapping[WorkerId, Worker]) -> Failure:
+    """MODEL_NOT_FOUND with the names that would have been found."""
+    known = sorted({card.id for worker in workers.values() for card in worker.models})
+    names = ", ".join(known[:10]) or "none"
+    sentence = f"no worker serves model {model}" if model else "the request names no model and there is not just one"
+    return Failure(Reason.MODEL_NOT_FOUND, f"{sentence}; known models: {names}", {"model": model}, "model")
+
+
+def _no_place(
+    query: Query,
+    workers: Mapping[WorkerId, Worker],
+    decodes: Sequence[Candidate],
+    prefills: Sequence[Candidate],
+    rejections: Sequence[Rejection],
+) -> Failure:
+    metadata = {"model": query.model}
+    if query.target_worker_id is not None and query.target_worker_id not in workers:
+        return Failure(Reason.WORKER_NOT_FOUND, f"worker {query.target_worker_id} does not exist", metadata)
+    reasons = [rejection.reason for rejection in rejections]
+    if "CANNOT_SEED" in reasons and all(reason in ("CANNOT_SEED", "NOT_TARGET") for reason in reasons):
+        return Failure(Reason.RUNTIME_CANNOT_SEED, f"no worker of {query.model} can use a seed", metadata)
+    if decodes and prefills:
+        clash = next((rejection.sentence for rejection in rejections if rejection.reason == "INCOMPATIBLE"), "")
+        return Failure(
+            Reason.NO_COMPATIBLE_PAIR, f"no prefill worker of {query.model} fits a decode worker: {clash}", metadata
+        )
+    serving = [worker for worker in workers.values() if worker.serves(query.model)]
+    parts = ", ".join(
+        f"{sum(worker.worker_type is kind for worker in serving)} {kind.lower()}"
+        for kind in (WorkerType.PREFILL, WorkerType.DECODE, WorkerType.REGULAR)
+    )
+    ready = f"{len({c.worker.id for c in prefills})} prefill and {len({c.worker.id for c in decodes})} decode ready"
+    return Failure(Reason.NO_READY_WORKER, f"no worker of {query.model} can take it now ({parts}; {ready})", metadata)

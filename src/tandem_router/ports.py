@@ -1,0 +1,188 @@
+"""What the shell supplies to the runtime: Protocols only, no logic and no defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from tandem_router.model.failure import EngineFailure
+from tandem_router.model.ids import RankKey, WorkerId
+from tandem_router.model.request import LegRequest
+from tandem_router.model.spec import WorkerSpec
+from tandem_router.model.stream import EngineItem, Finished, OutputChunk
+from tandem_router.model.worker import Credentials, RankLoad, Worker, WorkerFacts
+
+__all__ = [
+    "Clock",
+    "EngineCall",
+    "EngineClient",
+    "EngineDialer",
+    "Fleet",
+    "Ids",
+    "Observer",
+    "Rng",
+    "Store",
+    "TextCodec",
+    "TextCodecs",
+    "TextStream",
+    "TokenSink",
+]
+
+
+class Clock(Protocol):
+    """Time comes in through this door."""
+
+    def monotonic_s(self) -> float:
+        """Seconds on a clock that never goes back; the running loop's own clock."""
+
+    def wall_s(self) -> float:
+        """Seconds since the epoch, for what people read."""
+
+
+class Ids(Protocol):
+    """Mints identities."""
+
+    def uuid(self) -> str:
+        """A fresh canonical UUID."""
+
+
+class Rng(Protocol):
+    """Randomness of decisions."""
+
+    def random(self) -> float:
+        """A float in [0, 1)."""
+
+
+class EngineCall(Protocol):
+    """One running call to an engine."""
+
+    async def receive(self) -> EngineItem | None:
+        """The next item, or None after the last choice's end.
+
+        Raises EngineFailure on any bad end, `complete` with reason "error" or "abort" under status OK included, and on
+        a stream that ends without the ends it owes.
+        """
+
+    def cancel(self) -> None:
+        """End the call on our side (RST_STREAM); idempotent, never raises, does not wait."""
+
+
+class EngineClient(Protocol):
+    """One worker process in one life, whatever it speaks."""
+
+    def generate(self, leg: LegRequest, *, timeout_s: float | None) -> EngineCall:
+        """Write the request and return at once; failures come out of `receive`.
+
+        timeout_s: sent as grpc-timeout; None sends none.
+        """
+
+    async def abort(self, leg_id: str, *, timeout_s: float) -> None:
+        """Ask the engine to stop a leg (the Abort rpc); raises EngineFailure when it cannot be asked."""
+
+    async def probe(self, *, timeout_s: float) -> None:
+        """Return if the engine is alive and serving; raise EngineFailure otherwise."""
+
+    async def describe(self, *, timeout_s: float) -> WorkerFacts:
+        """What the engine says of itself; raises EngineFailure."""
+
+    async def loads(self, *, timeout_s: float) -> Sequence[RankLoad] | None:
+        """Load per rank in rank order, or None where the protocol has no such rpc; raises EngineFailure."""
+
+    async def fetch_tokenizer(self, *, timeout_s: float) -> bytes | None:
+        """The tokenizer archive (zip) whose sha256 has been checked, or None where the engine has none."""
+
+    async def close(self) -> None:
+        """Close the connection; running calls fail."""
+
+
+class EngineDialer(Protocol):
+    """Opens workers."""
+
+    async def dial(self, spec: WorkerSpec, credentials: Credentials | None, *, timeout_s: float) -> EngineClient:
+        """Connect, and detect the protocol where the spec does not state it (spec.url is canonical).
+
+        Raises EngineFailure: WORKER_UNREACHABLE, RUNTIME_NOT_DETECTED.
+        """
+
+    async def probe_bootstrap(self, host: str, port: int, *, timeout_s: float) -> None:
+        """Return if something accepts connections there; raises EngineFailure."""
+
+
+class Fleet(Protocol):
+    """The workers that can be called now; the control loop's side of the relay."""
+
+    def workers(self) -> Mapping[WorkerId, Worker]:
+        """An immutable snapshot of all registered workers, oldest first; every decision cites one snapshot."""
+
+    def client(self, key: RankKey) -> EngineClient | None:
+        """The open client of that life of a worker, or None when that life is over."""
+
+    def leg_failed(self, key: RankKey, failure: EngineFailure) -> None:
+        """Passive health: a leg on this rank failed. Returns at once; a broken connection means NOT_READY."""
+
+    def leg_succeeded(self, key: RankKey) -> None:
+        """Passive health: a leg on this rank ended well."""
+
+
+class TextStream(Protocol):
+    """Turns the tokens of one choice into text, step by step."""
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """The text that has become certain; never half a character."""
+
+    def flush(self) -> str:
+        """What is left at the end."""
+
+
+class TextCodec(Protocol):
+    """A model's tokenizer."""
+
+    async def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a prompt, special tokens of the template included in the text recognised."""
+
+    async def render_chat(self, messages: Sequence[tuple[str, str]]) -> str:
+        """The prompt text of (role, content) messages by the model's chat template; raises TandemError."""
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of a whole token sequence."""
+
+    def stream(self, *, skip_special_tokens: bool) -> TextStream:
+        """A fresh incremental decoder."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+
+
+class TextCodecs(Protocol):
+    """The tokenizers of the fleet's models."""
+
+    def get(self, model: str) -> TextCodec | None:
+        """The codec of a model id, or None while none is loaded."""
+
+    async def load(self, model: str, archive: bytes) -> None:
+        """Unpack and keep a tokenizer archive for a model; raises TandemError(TOKENIZER_UNAVAILABLE) on a bad one."""
+
+
+class TokenSink(Protocol):
+    """The client's end of one request. The relay calls it from one task; nothing after `finish`."""
+
+    async def chunk(self, chunk: OutputChunk) -> None:
+        """Deliver new output; waits while the client is behind, within the sink's bound in bytes."""
+
+    async def finish(self, finished: Finished) -> None:
+        """Deliver the last message of a good stream. Bad ends are raised to the caller of the relay instead."""
+
+
+class Store(Protocol):
+    """Where events become durable before they are applied."""
+
+    async def commit(self, events: Sequence[object]) -> None:
+        """Keep the events, in order and all or none; raises when they could not be kept."""
+
+
+class Observer(Protocol):
+    """Is told what happened; must not block or raise."""
+
+    def observe(self, event: object) -> None:
+        """One event of the past tense (a frozen value of model/ or core/)."""

@@ -1,0 +1,396 @@
+"""One attempt of one choice: drives a PairMachine and owns everything the attempt holds.
+
+Calls, ledger rows, the bootstrap room and the grace timers belong to the attempt and are let go exactly once. What
+must be done comes from `core.pair`; this file only does it. Legs that linger go on in the relay's scope after the
+attempt has answered; the attempt leaves the relay's table when neither leg is open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+from tandem_router.core.pair import Directive, Do, PairInput, PairMachine
+from tandem_router.core.relay_events import FirstToken, LegAborted, LegClosed, LegSent, PrefillLost
+from tandem_router.errors import Reason, TandemError
+from tandem_router.model.failure import EngineFailure, Failure
+from tandem_router.model.ids import PairId, WorkerId
+from tandem_router.model.pairing import AbortInTransfer, LegRole, PairView
+from tandem_router.model.request import LegRequest
+from tandem_router.model.stream import EngineChunk, EngineEnd, EngineItem, ServedBy
+from tandem_router.policies.contract import Candidate, Plan, Query
+from tandem_router.ports import EngineCall
+from tandem_router.runtime.delivery import Delivery
+from tandem_router.runtime.handles import release_handle
+from tandem_router.runtime.relay_environment import RelayEnvironment
+
+__all__ = ["Lost", "PairAttempt", "Won"]
+
+_BROKEN = {LegRole.PREFILL: PairInput.PREFILL_BROKEN, LegRole.DECODE: PairInput.DECODE_BROKEN}
+_ITEM = {LegRole.PREFILL: PairInput.PREFILL_ITEM, LegRole.DECODE: PairInput.DECODE_ITEM}
+_FINISHED = {LegRole.PREFILL: PairInput.PREFILL_FINISHED, LegRole.DECODE: PairInput.DECODE_FINISHED}
+_GRACE_OVER = {LegRole.PREFILL: PairInput.PREFILL_GRACE_OVER, LegRole.DECODE: PairInput.DECODE_GRACE_OVER}
+
+
+@dataclass(frozen=True, slots=True)
+class Won:
+    """The stream ended well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The attempt failed; `blamed` are the workers that another attempt should avoid."""
+
+    failure: Failure
+    blamed: tuple[WorkerId, ...]
+    is_committed: bool
+
+
+@dataclass(slots=True)
+class _Leg:
+    """One reserved slot and, once sent, the call on it."""
+
+    role: LegRole
+    candidate: Candidate
+    id: str
+    call: EngineCall | None = None
+    task: asyncio.Task[None] | None = None
+    grace: asyncio.TimerHandle | None = None
+    is_closed: bool = False
+
+
+@dataclass(slots=True)
+class Boundaries:
+    """Moments of an attempt on the router's monotonic clock; None while not reached."""
+
+    planned_s: float
+    sent_s: float | None = None
+    prefill_ended_s: float | None = None
+    first_token_s: float | None = None
+
+
+class PairAttempt:
+    """One try: `run` until it is won or lost; `cancel` at any time."""
+
+    def __init__(
+        self,
+        env: RelayEnvironment,
+        *,
+        request_id: str,
+        pair_id: PairId,
+        number: int,
+        plan: Plan,
+        query: Query,
+        leg: LegRequest,
+        room: int | None,
+        deadline_s: float | None,
+        deliver: Callable[[EngineItem], Awaitable[None]],
+    ) -> None:
+        """Args:
+        leg: the common part of both legs; its leg_id is replaced per leg.
+        room: minted by the caller for a handshake that needs one; retired by the attempt.
+        deliver: given every item of the decode leg, in order; may wait, may raise TandemError.
+        """
+        self._env = env
+        self._request_id = request_id
+        self.pair_id = pair_id
+        self.number = number
+        self.plan = plan
+        self.query = query
+        self._common = leg
+        self._room = room
+        self._deadline_s = deadline_s
+        self._delivery = Delivery(deliver)
+        self._machine = PairMachine(plan.kind, plan.abort_in_transfer)
+        self._prefill = None if plan.prefill is None else self._reserve(LegRole.PREFILL, plan.prefill)
+        self._decode = self._reserve(LegRole.DECODE, plan.decode)
+        self._inbox: list[tuple[PairInput, Failure | None]] = []
+        self._is_pumping = False
+        self._blamed: list[WorkerId] = []
+        self._outcome: asyncio.Future[Won | Lost] = asyncio.get_running_loop().create_future()
+        self.prefill_end: EngineEnd | None = None
+        self.boundaries = Boundaries(planned_s=env.clock.monotonic_s())
+        self._started_wall_s = env.clock.wall_s()
+        env.attempts[pair_id] = self
+
+    async def run(self) -> Won | Lost:
+        """Start both legs as the handshake says and wait for the end. Cancelling the caller ends the pair."""
+        self._feed(PairInput.START)
+        try:
+            await self._delivery.run()
+        except asyncio.CancelledError:
+            self.cancel(Failure(Reason.REQUEST_CANCELLED, "the request was cancelled"))
+            raise
+        except TandemError as error:
+            self._feed(PairInput.CANCEL, Failure.of(error))
+            if isinstance(self._outcome.result(), Won):
+                raise  # the engine had ended well, but its last items could not be delivered
+        return self._outcome.result()
+
+    def cancel(self, failure: Failure) -> None:
+        """End the pair now; the machine decides which leg is stopped and which must linger. Idempotent."""
+        self._feed(PairInput.CANCEL, failure)
+
+    def end_lingering(self) -> None:
+        """Stop waiting for legs that linger: the router is about to close their connections."""
+        self._feed(PairInput.PREFILL_GRACE_OVER)
+        self._feed(PairInput.DECODE_GRACE_OVER)
+
+    def served_by(self) -> ServedBy:
+        """Who works on it."""
+        prefill = None if self._prefill is None else self._prefill.candidate
+        facts = self._decode.candidate.worker.facts
+        return ServedBy(
+            pair_id=self.pair_id,
+            kind=self.plan.kind,
+            decode_worker_id=self._decode.candidate.worker.id,
+            decode_dp_rank=self._decode.candidate.dp_rank,
+            prefill_worker_id=None if prefill is None else prefill.worker.id,
+            prefill_dp_rank=None if prefill is None else prefill.dp_rank,
+            room=self._room,
+            connector=None if prefill is None or facts is None else facts.kv_connector,
+        )
+
+    def view(self) -> PairView:
+        """The pair as operators see it."""
+        machine = self._machine
+        return PairView(
+            id=self.pair_id,
+            request_id=self._request_id,
+            attempt=self.number,
+            kind=self.plan.kind,
+            state=machine.state,
+            prefill=None if self._prefill is None else self._prefill.candidate.key,
+            prefill_state=None if self._prefill is None else machine.prefill,
+            decode=self._decode.candidate.key,
+            decode_state=machine.decode,
+            room=self._room,
+            started_at_s=self._started_wall_s,
+            failure=machine.failure,
+        )
+
+    # The machine's inputs go through one inbox, because doing a directive may at once cause the next input.
+
+    def _feed(self, happened: PairInput, failure: Failure | None = None) -> None:
+        self._inbox.append((happened, failure))
+        if self._is_pumping:
+            return
+        self._is_pumping = True
+        try:
+            while self._inbox:
+                for directive in self._machine.step(*self._inbox.pop(0)):
+                    self._do(directive)
+        finally:
+            self._is_pumping = False
+        if self._machine.is_ended and self._machine.is_closed:
+            self._let_go()
+
+    def _do(self, directive: Directive) -> None:
+        match directive.do:
+            case Do.SEND:
+                self._send(self._leg(directive.role))
+            case Do.CANCEL:
+                self._stop(self._leg(directive.role))
+            case Do.LINGER:
+                self._linger(self._leg(directive.role))
+            case Do.CLOSE:
+                self._close(self._leg(directive.role))
+            case Do.COMMIT:
+                self.boundaries.first_token_s = self._env.clock.monotonic_s()
+                self._env.observer.observe(FirstToken(self._request_id, self.pair_id))
+            case Do.NOTE_PREFILL_LOST:
+                self._env.observer.observe(PrefillLost(self.pair_id, _known(directive.failure)))
+            case Do.REPLACE_DECODE:
+                self._replace_decode(_known(directive.failure))
+            case Do.RELEASE_HANDLE:
+                self._env.scope.spawn(release_handle(self._env, self), f"release {self.pair_id}")
+            case Do.FINISH:
+                self._answer(Won())
+            case Do.FAIL:
+                lost = Lost(_known(directive.failure), tuple(self._blamed), self._machine.is_committed)
+                self._answer(lost)
+
+    def _reserve(self, role: LegRole, candidate: Candidate) -> _Leg:
+        return _Leg(role, candidate, self._env.open_leg(candidate.key, role, len(self._common.token_ids)))
+
+    def leg_request(self, role: LegRole, leg_id: str) -> LegRequest:
+        """What goes to the engine for one leg; for a handoff's decode, prefill must have ended."""
+        common = replace(self._common, leg_id=leg_id, kind=self.plan.kind, role=role)
+        handshake, prefill = self.plan.handshake, self._prefill
+        if handshake is None or prefill is None:
+            return replace(common, dp_rank=_rank(self._decode.candidate))
+        source, target = prefill.candidate.worker, self._decode.candidate.worker
+        if role is LegRole.PREFILL:
+            common = replace(common, dp_rank=_rank(prefill.candidate))
+            return handshake.prefill_leg(common, prefill=source, decode=target, room=self._room)
+        params = None if self.prefill_end is None else self.prefill_end.transfer_params
+        common = replace(common, dp_rank=_rank(self._decode.candidate))
+        return handshake.decode_leg(common, prefill=source, decode=target, room=self._room, transfer_params=params)
+
+    def _send(self, leg: _Leg) -> None:
+        client = self._env.fleet.client(leg.candidate.key)
+        if client is None:
+            failure = EngineFailure(
+                Reason.WORKER_UNREACHABLE, f"worker {leg.candidate.worker.id} has gone", was_sent=False
+            )
+            self._broken(leg, failure)
+            return
+        if self.boundaries.sent_s is None:
+            self.boundaries.sent_s = self._env.clock.monotonic_s()
+        try:
+            leg.call = client.generate(self.leg_request(leg.role, leg.id), timeout_s=self._call_timeout_s())
+        except TandemError as error:  # the dialect refuses to build what would kill the engine
+            self._feed(PairInput.CANCEL, Failure.of(error))
+            return
+        self._env.observer.observe(LegSent(self.pair_id, leg.id, leg.role, leg.candidate.key))
+        leg.task = self._env.scope.spawn(self._read(leg, leg.call), f"{leg.role.lower()} {leg.id}")
+        leg.task.add_done_callback(self._reader_ended)
+
+    def _reader_ended(self, task: asyncio.Task[None]) -> None:
+        """A reader that died of a fault of ours must not leave its pair hanging."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            task.get_loop().call_exception_handler({"message": f"{task.get_name()} failed", "exception": error})
+            self.cancel(Failure(Reason.INTERNAL_ERROR, f"a fault of the router in request {self._request_id}"))
+
+    def _call_timeout_s(self) -> float | None:
+        """The remaining deadline, plus the grace where a leg may have to outlive it."""
+        if self._deadline_s is None:
+            return None
+        left_s = max(self._deadline_s - self._env.clock.monotonic_s(), 0.001)
+        if self._machine.abort_in_transfer is AbortInTransfer.DEFER:
+            left_s += self._env.settings.transfer_grace_s
+        return left_s
+
+    async def _read(self, leg: _Leg, call: EngineCall) -> None:
+        """Drain one leg. Kept tiny: this loop runs once per token."""
+        try:
+            while (item := await call.receive()) is not None:
+                if leg.role is LegRole.PREFILL:
+                    self._prefill_item(item)
+                elif self._machine.is_ended:
+                    if isinstance(item, EngineChunk):
+                        self._feed(PairInput.DECODE_ITEM)
+                else:
+                    if not self._machine.is_committed:
+                        self._feed(PairInput.DECODE_ITEM)
+                    if not self._delivery.put(item):
+                        self._feed(PairInput.CANCEL, Failure(Reason.SLOW_CLIENT, "the stream's buffer is full"))
+                if leg.is_closed:
+                    return
+        except EngineFailure as failure:
+            self._broken(leg, failure)
+            return
+        except TandemError as error:
+            self._feed(PairInput.CANCEL, Failure.of(error))
+            return
+        self._finished(leg)
+
+    def _prefill_item(self, item: EngineItem) -> None:
+        if isinstance(item, EngineEnd):
+            self.prefill_end = item
+        else:
+            self._feed(PairInput.PREFILL_ITEM)
+
+    def _finished(self, leg: _Leg) -> None:
+        self._env.fleet.leg_succeeded(leg.candidate.key)
+        if leg.role is LegRole.PREFILL:
+            self.boundaries.prefill_ended_s = self._env.clock.monotonic_s()
+            handshake = self.plan.handshake
+            returned = None if self.prefill_end is None else self.prefill_end.transfer_params
+            if handshake is not None and not handshake.needs_room and returned is None:
+                # Going on would make decode compute the prompt again, silently (smg 3.5): say that it failed instead.
+                self._blamed.append(leg.candidate.worker.id)
+                self._feed(
+                    PairInput.PREFILL_BROKEN,
+                    Failure(Reason.KV_TRANSFER_FAILED, "prefill returned no kv_transfer_params", self._where(leg)),
+                )
+                return
+        self._feed(_FINISHED[leg.role])
+
+    def _broken(self, leg: _Leg, failure: EngineFailure) -> None:
+        self._env.fleet.leg_failed(leg.candidate.key, failure)
+        if not self._machine.is_ended:
+            self._blamed.append(leg.candidate.worker.id)
+            if failure.reason is Reason.KV_TRANSFER_FAILED and self._prefill is not None:
+                self._blamed.append(
+                    self._prefill.candidate.worker.id
+                )  # decode may merely have been the first to notice
+        record = Failure(failure.reason, failure.sentence, self._where(leg))
+        if leg.role is LegRole.DECODE and not failure.was_sent:
+            self._feed(PairInput.DECODE_UNSENT, record)
+        else:
+            self._feed(_BROKEN[leg.role], record)
+
+    def _where(self, leg: _Leg) -> dict[str, str]:
+        candidate = leg.candidate
+        return {"leg": leg.role.lower(), "worker_id": candidate.worker.id, "dp_rank": str(candidate.dp_rank)}
+
+    def _stop(self, leg: _Leg) -> None:
+        if leg.call is None:
+            return
+        leg.call.cancel()
+        self._env.scope.spawn(self._abort(leg), f"abort {leg.id}")
+
+    async def _abort(self, leg: _Leg) -> None:
+        """The Abort rpc, beside the call's cancel: some engines heed only the one, some only the other."""
+        client = self._env.fleet.client(leg.candidate.key)
+        failure: Failure | None = None
+        if client is not None:
+            try:
+                await client.abort(leg.id, timeout_s=self._env.settings.abort_timeout_s)
+            except EngineFailure as error:
+                failure = Failure(error.reason, error.sentence, self._where(leg))
+        self._env.observer.observe(LegAborted(leg.id, failure))
+
+    def _linger(self, leg: _Leg) -> None:
+        loop = asyncio.get_running_loop()
+        leg.grace = loop.call_later(self._env.settings.transfer_grace_s, self._feed, _GRACE_OVER[leg.role])
+
+    def _close(self, leg: _Leg) -> None:
+        leg.is_closed = True
+        if leg.grace is not None:
+            leg.grace.cancel()
+        state = self._machine.prefill if leg.role is LegRole.PREFILL else self._machine.decode
+        self._env.ledger.close(leg.id)
+        self._env.observer.observe(LegClosed(self.pair_id, leg.id, leg.role, state))
+        if leg.task is not None and leg.task is not asyncio.current_task():
+            leg.task.cancel()
+
+    def _replace_decode(self, failure: Failure) -> None:
+        avoid = (*self.query.avoid, *self._blamed)
+        candidate = self._env.replace_decode(self.plan, replace(self.query, avoid=avoid))
+        if candidate is None:
+            self._feed(PairInput.CANCEL, failure)
+            return
+        self._decode = self._reserve(LegRole.DECODE, candidate)
+        self._feed(PairInput.DECODE_REPLACED)
+
+    def _answer(self, outcome: Won | Lost) -> None:
+        if self._outcome.done():
+            return
+        self._outcome.set_result(outcome)
+        if isinstance(outcome, Won):
+            self._delivery.finish()
+        else:
+            self._delivery.stop()
+
+    def _let_go(self) -> None:
+        if self._env.attempts.pop(self.pair_id, None) is not None and self._room is not None:
+            self._env.rooms.retire(self._room, now_s=self._env.clock.monotonic_s())
+
+    def _leg(self, role: LegRole | None) -> _Leg:
+        leg = self._prefill if role is LegRole.PREFILL else self._decode
+        assert leg is not None, "the machine speaks of a leg that was never reserved"
+        return leg
+
+
+def _rank(candidate: Candidate) -> int | None:
+    """The rank as sent: presence matters, so 0 is sent too, but not to an engine that has one rank only."""
+    facts = candidate.worker.facts
+    return candidate.dp_rank if facts is not None and facts.dp_size > 1 else None
+
+
+def _known(failure: Failure | None) -> Failure:
+    assert failure is not None
+    return failure

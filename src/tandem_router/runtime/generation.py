@@ -1,0 +1,249 @@
+"""One client call's work: prompt to tokens, choices to attempts, items to output.
+
+A pair serves one choice (a KV handle is single use, a room carries one request), so n choices over a pair are n pairs,
+choice i seeded with seed + i: what vLLM does with the children of a request, so the answer equals the aggregated one. A
+worker that serves alone gets all n at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+from tandem_router.core.guard import allowed_new_tokens, check_prompt
+from tandem_router.errors import Reason, TandemError
+from tandem_router.model.failure import Failure
+from tandem_router.model.pairing import HandshakeKind, LegRole
+from tandem_router.model.request import GenerateRequest, LegRequest, RequestContext, Sampling
+from tandem_router.model.stream import Finished, PhaseTimings, Usage
+from tandem_router.model.worker import Worker
+from tandem_router.policies.contract import Plan, Query, Refusal
+from tandem_router.policies.plan import unknown_model
+from tandem_router.ports import TextCodec, TokenSink
+from tandem_router.runtime.attempt import PairAttempt
+from tandem_router.runtime.choices import ChoiceOutputs
+from tandem_router.runtime.relay_environment import RelayEnvironment
+from tandem_router.runtime.together import run_together
+from tandem_router.runtime.tries import Tries
+
+__all__ = ["Generation"]
+
+
+class Generation:
+    """The work of one call; `run` once, `cancel` at any time."""
+
+    def __init__(
+        self, env: RelayEnvironment, request: GenerateRequest, context: RequestContext, sink: TokenSink
+    ) -> None:
+        self._env = env
+        self.request = request
+        self._context = context
+        self._sink = sink
+        self._accepted_s = env.clock.monotonic_s()
+        self._deadline_s = _earliest(context.deadline_s, _after(self._accepted_s, request.timeouts.total_s))
+        self._outputs: ChoiceOutputs | None = None
+        self._tries: list[Tries] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def run(self) -> Finished:
+        """Carry the call out, to the sink; returns what the last message said. Raises TandemError on a bad end."""
+        model = self._resolve_model()
+        codec = self._env.codecs.get(model)
+        token_ids = await self._tokenize(model, codec)
+        worker = self._any_worker(model)
+        facts = worker.facts
+        vocab_size = codec.vocab_size if codec is not None else None
+        if facts is not None and facts.vocab_size is not None:
+            vocab_size = facts.vocab_size
+        check_prompt(token_ids, vocab_size=vocab_size)
+        sampling = self._bounded(len(token_ids), None if facts is None else facts.context_length)
+        common = LegRequest(
+            leg_id="",
+            kind=HandshakeKind.AGGREGATE,
+            role=LegRole.DECODE,
+            token_ids=token_ids,
+            sampling=sampling,
+            output_logprobs=self.request.output_logprobs,
+            top_logprobs=self.request.top_logprobs,
+            traceparent=self._context.traceparent,
+        )
+        query = Query(
+            model,
+            len(token_ids),
+            needs_seed=_needs_seed(sampling),
+            target_worker_id=self.request.target_worker_id,
+            target_dp_rank=self.request.target_dp_rank,
+        )
+        self._outputs = ChoiceOutputs(self.request, codec, self._sink, self._env.clock)
+        plan = self._plan(query)
+        await self._serve(plan, query, common, self._outputs)
+        finished = self._finish(model, len(token_ids), self._outputs)
+        await self._sink.finish(finished)
+        return finished
+
+    def cancel(self, failure: Failure) -> None:
+        """End whatever runs, now."""
+        for tries in self._tries:
+            tries.cancel(failure)
+
+    def close(self) -> None:
+        """Let go of the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # Deadlines: one timer per call, re-armed when it fires early; never one per token.
+
+    def watch_deadlines(self, expire: Callable[[Failure], None]) -> None:
+        """Call `expire` with the failure of whichever limit passes first."""
+        failure, at_s = self._next_limit()
+        now_s = self._env.clock.monotonic_s()
+        if failure is None or at_s is None:
+            return
+        if now_s >= at_s:
+            expire(failure)
+            return
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(at_s - now_s, self.watch_deadlines, expire)
+
+    def _next_limit(self) -> tuple[Failure | None, float | None]:
+        limits = self.request.timeouts
+        last_s = None if self._outputs is None else self._outputs.last_token_s
+        total = Failure(Reason.TOTAL_TIMEOUT, "the request outlived its deadline")
+        due: tuple[Failure | None, float | None] = (total, self._deadline_s) if self._deadline_s else (None, None)
+        if last_s is None and limits.first_token_s is not None:
+            first = Failure(Reason.FIRST_TOKEN_TIMEOUT, f"no token came within {limits.first_token_s:g} s")
+            due = _sooner(due, (first, self._accepted_s + limits.first_token_s))
+        if limits.inter_token_s is not None:
+            # Before the first token this only re-arms: the limit counts from a token.
+            since_s = self._env.clock.monotonic_s() if last_s is None else last_s
+            inter = Failure(Reason.INTER_TOKEN_TIMEOUT, f"no further token came within {limits.inter_token_s:g} s")
+            due = _sooner(due, (inter, since_s + limits.inter_token_s))
+        return due
+
+    def _resolve_model(self) -> str:
+        """The id of the model card that the request's name means; an empty name means the only model there is."""
+        cards = [card for worker in self._env.fleet.workers().values() for card in worker.models]
+        known = list(dict.fromkeys(card.id for card in cards))
+        if not self.request.model and len(known) == 1:
+            return known[0]
+        for card in cards:
+            if self.request.model == card.id or self.request.model in card.aliases:
+                return card.id
+        raise unknown_model(self.request.model, self._env.fleet.workers()).to_error()
+
+    def _any_worker(self, model: str) -> Worker:
+        serving = [worker for worker in self._env.fleet.workers().values() if worker.serves(model)]
+        read = [worker for worker in serving if worker.facts is not None]
+        return (read or serving)[0]
+
+    async def _tokenize(self, model: str, codec: TextCodec | None) -> tuple[int, ...]:
+        request = self.request
+        if request.token_ids is not None:
+            return request.token_ids
+        if codec is None:
+            raise TandemError(
+                Reason.TOKENIZER_UNAVAILABLE,
+                f"no tokenizer is loaded for model {model}",
+                field="input",
+                metadata={"model": model},
+            )
+        text = request.text
+        if text is None:
+            messages = request.messages or ()
+            text = await codec.render_chat([(message.role, message.content) for message in messages])
+        return await codec.encode(text)
+
+    def _bounded(self, prompt_tokens: int, context_length: int | None) -> Sampling:
+        sampling = self.request.sampling
+        default = self._env.settings.default_max_tokens
+        limit = allowed_new_tokens(prompt_tokens, sampling.max_tokens, context_length=context_length, default=default)
+        return replace(sampling, max_tokens=limit)
+
+    def _plan(self, query: Query) -> Plan:
+        env = self._env
+        plan = env.planner.plan(query, env.fleet.workers(), env.ledger.in_flight, random=env.rng.random())
+        if isinstance(plan, Refusal):
+            raise plan.failure.to_error()
+        return plan
+
+    async def _serve(self, plan: Plan, query: Query, common: LegRequest, outputs: ChoiceOutputs) -> None:
+        if plan.handshake is None or common.sampling.n == 1:
+            await self._try(0, plan, query, common, outputs)
+            return
+        pieces = []
+        for index in range(common.sampling.n):
+            choice = replace(common, sampling=_choice_sampling(common.sampling, index))
+            pieces.append(self._try(index, plan, query, choice, outputs))
+        await run_together(pieces, f"choice of {self.request.request_id}")
+
+    async def _try(
+        self, first_choice: int, plan: Plan, query: Query, common: LegRequest, outputs: ChoiceOutputs
+    ) -> None:
+        tries = Tries(self._env, self.request.request_id, query, common, self._deadline_s)
+        self._tries.append(tries)
+        await tries.run(plan, lambda item: outputs.put(first_choice, item))
+
+    def _finish(self, model: str, prompt_tokens: int, outputs: ChoiceOutputs) -> Finished:
+        winner = self._tries[0].winner
+        assert winner is not None, "a call that ended well has a winner"
+        cached = outputs.cached_tokens
+        if winner.prefill_end is not None:
+            cached = winner.prefill_end.cached_tokens
+        return Finished(
+            model=model,
+            choices=outputs.ends(),
+            usage=Usage(prompt_tokens, outputs.completion_tokens, cached),
+            timings=self._timings(winner),
+            served_by=winner.served_by(),
+            attempts=tuple(attempt for tries in self._tries for attempt in tries.attempts),
+        )
+
+    def _timings(self, winner: PairAttempt) -> PhaseTimings:
+        """Phases of the first choice's winning attempt; each is the difference of two ordered boundaries."""
+        end_s = self._env.clock.monotonic_s()
+        marks = winner.boundaries
+        sent_s = marks.planned_s if marks.sent_s is None else marks.sent_s
+        first_s = end_s if marks.first_token_s is None else marks.first_token_s
+        if winner.plan.prefill is None:
+            prefilled_s = sent_s
+        else:
+            prefilled_s = first_s if marks.prefill_ended_s is None else min(marks.prefill_ended_s, first_s)
+        is_pair = winner.plan.prefill is not None
+        return PhaseTimings(
+            queue_s=sent_s - self._accepted_s,
+            prefill_s=prefilled_s - sent_s,
+            transfer_s=first_s - prefilled_s if is_pair else 0.0,
+            first_token_s=0.0 if is_pair else first_s - sent_s,
+            decode_s=end_s - first_s,
+            total_s=end_s - self._accepted_s,
+        )
+
+
+def _choice_sampling(sampling: Sampling, index: int) -> Sampling:
+    seed = None if sampling.seed is None else sampling.seed + index
+    return replace(sampling, n=1, seed=seed)
+
+
+def _needs_seed(sampling: Sampling) -> bool:
+    """Greedy sampling draws nothing, so a seed changes nothing there and any worker will do."""
+    is_greedy = sampling.temperature == 0 or sampling.top_k == 1
+    return sampling.seed is not None and not is_greedy
+
+
+def _after(now_s: float, limit_s: float | None) -> float | None:
+    return None if limit_s is None else now_s + limit_s
+
+
+def _earliest(*moments: float | None) -> float | None:
+    known = [moment for moment in moments if moment is not None]
+    return min(known) if known else None
+
+
+def _sooner(
+    one: tuple[Failure | None, float | None], other: tuple[Failure | None, float | None]
+) -> tuple[Failure | None, float | None]:
+    if one[1] is None:
+        return other
+    return one if other[1] is None or one[1] <= other[1] else other

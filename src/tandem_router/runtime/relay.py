@@ -1,0 +1,196 @@
+"""The relay: from one client call to its answer.
+
+`start` refuses at once what cannot be taken; everything slow happens in the call's own task. A client that leaves, a
+deadline, Abort and shutdown all come in through `RelayCall.cancel`, which answers at once and leaves the legs to their
+pair machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from tandem_router.core.ledger import LedgerStatistics
+from tandem_router.core.relay_events import RequestAccepted, RequestFailed, RequestFinished
+from tandem_router.errors import Reason, TandemError
+from tandem_router.model.failure import Failure
+from tandem_router.model.pairing import PairView
+from tandem_router.model.request import GenerateRequest, RequestContext
+from tandem_router.ports import TokenSink
+from tandem_router.runtime.generation import Generation
+from tandem_router.runtime.relay_environment import RelayEnvironment
+
+__all__ = ["Relay", "RelayCall", "RelayStatistics"]
+
+_RETRY_AFTER_S = 1.0
+"""Hint sent with refusals of load; RetryInfo must have some value and the router has no forecast yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayStatistics:
+    """A frozen reading: what is live now and how calls have ended."""
+
+    live_requests: int
+    live_attempts: int
+    live_rooms: int
+    tasks: int
+    finished_total: int
+    failed_total: int
+    ledger: LedgerStatistics
+
+
+class RelayCall:
+    """One live client call."""
+
+    def __init__(self, relay: Relay, generation: Generation, principal: str) -> None:
+        self._relay = relay
+        self._generation = generation
+        self._stopped: Failure | None = None
+        self._answer: asyncio.Future[Failure | None] = asyncio.get_running_loop().create_future()
+        self.key = (principal, generation.request.request_id)
+        self._task = relay.env.scope.spawn(self._run(), f"request {generation.request.request_id}")
+
+    async def result(self) -> None:
+        """Wait for the end; raises TandemError on a bad one. Cancelling the waiter does not cancel the call."""
+        failure = await asyncio.shield(self._answer)
+        if failure is not None:
+            raise failure.to_error(_RETRY_AFTER_S if self._is_load(failure) else None)
+
+    def cancel(self, failure: Failure | None = None) -> None:
+        """End the call with `failure` (REQUEST_CANCELLED when none is given). Idempotent, returns at once."""
+        if self._answer.done():
+            return
+        self._stopped = failure or Failure(Reason.REQUEST_CANCELLED, "the request was cancelled")
+        self._generation.cancel(self._stopped)
+        self._settle(self._stopped)
+        self._task.cancel()
+
+    @staticmethod
+    def _is_load(failure: Failure) -> bool:
+        return failure.reason in (Reason.NO_READY_WORKER, Reason.NO_COMPATIBLE_PAIR, Reason.TOO_MANY_REQUESTS)
+
+    async def _run(self) -> None:
+        generation = self._generation
+        generation.watch_deadlines(self.cancel)
+        try:
+            finished = await generation.run()
+            self._relay.env.observer.observe(RequestFinished(generation.request.request_id, finished))
+            self._settle(None)
+        except TandemError as error:
+            self._settle(Failure.of(error))
+        except asyncio.CancelledError:
+            self._settle(self._stopped or Failure(Reason.DRAINING, "the router is shutting down"))
+        finally:
+            generation.close()
+            # Whatever else came through is a fault of ours: the scope reports it, the client gets an answer.
+            self._settle(Failure(Reason.INTERNAL_ERROR, f"a fault of the router in request {self.key[1]}"))
+
+    def _settle(self, failure: Failure | None) -> None:
+        if self._answer.done():
+            return
+        self._answer.set_result(failure)
+        self._relay.ended(self, failure)
+
+
+class Relay:
+    """All live calls of one router."""
+
+    def __init__(self, env: RelayEnvironment) -> None:
+        self.env = env
+        self._calls: dict[tuple[str, str], RelayCall] = {}
+        self._is_draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._finished = 0
+        self._failed = 0
+
+    def start(self, request: GenerateRequest, context: RequestContext, sink: TokenSink) -> RelayCall:
+        """Take a call and begin it.
+
+        Raises TandemError at once: DRAINING, TOO_MANY_REQUESTS, REQUEST_ID_IN_USE.
+        """
+        if self._is_draining:
+            raise TandemError(Reason.DRAINING, "the router is shutting down", retry_after_s=_RETRY_AFTER_S)
+        if len(self._calls) >= self.env.settings.max_in_flight:
+            limit = str(self.env.settings.max_in_flight)
+            raise TandemError(
+                Reason.TOO_MANY_REQUESTS,
+                f"{limit} requests are running, which is the limit",
+                metadata={"max_in_flight": limit},
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        if (context.principal, request.request_id) in self._calls:
+            raise TandemError(
+                Reason.REQUEST_ID_IN_USE,
+                f"a live request has the id {request.request_id}",
+                field="request_id",
+                metadata={"request_id": request.request_id},
+            )
+        call = RelayCall(self, Generation(self.env, request, context, sink), context.principal)
+        self._calls[call.key] = call
+        self._idle.clear()
+        self.env.observer.observe(RequestAccepted(request.request_id, request.model))
+        return call
+
+    def abort(self, principal: str, request_id: str) -> bool:
+        """Cancel a principal's live call; False when there is none of that id."""
+        call = self._calls.get((principal, request_id))
+        if call is None:
+            return False
+        call.cancel(Failure(Reason.REQUEST_CANCELLED, "the request was aborted by an Abort call"))
+        return True
+
+    def begin_drain(self) -> None:
+        """Refuse new calls from now on; running ones go on."""
+        self._is_draining = True
+
+    async def drain(self, timeout_s: float | None) -> int:
+        """Wait until no call runs; after `timeout_s` (None = for ever) end those that do, and say how many."""
+        self.begin_drain()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            pass
+        left = list(self._calls.values())
+        for call in left:
+            call.cancel(Failure(Reason.DRAINING, "the router shut down before the request ended"))
+        return len(left)
+
+    async def close(self) -> None:
+        """End everything, lingering legs included; engines get their Abort if they answer in time."""
+        await self.drain(0)
+        for attempt in list(self.env.attempts.values()):
+            attempt.end_lingering()
+        await self.env.scope.settle(self.env.settings.abort_timeout_s)
+        await self.env.scope.close()
+
+    def ended(self, call: RelayCall, failure: Failure | None) -> None:
+        """A call has its answer. Called by the call itself."""
+        del self._calls[call.key]
+        if not self._calls:
+            self._idle.set()
+        if failure is None:
+            self._finished += 1
+        else:
+            self._failed += 1
+            self.env.observer.observe(RequestFailed(call.key[1], failure))
+
+    def pairs(self) -> tuple[PairView, ...]:
+        """Attempts with an open leg, oldest first."""
+        return tuple(attempt.view() for attempt in self.env.attempts.values())
+
+    def statistics(self) -> RelayStatistics:
+        """What is live now and how calls have ended."""
+        return RelayStatistics(
+            live_requests=len(self._calls),
+            live_attempts=len(self.env.attempts),
+            live_rooms=self.env.rooms.live,
+            tasks=len(self.env.scope),
+            finished_total=self._finished,
+            failed_total=self._failed,
+            ledger=self.env.ledger.statistics(),
+        )
+
+    def __repr__(self) -> str:
+        return f"<Relay {len(self._calls)} live, {self._finished} finished, {self._failed} failed>"

@@ -1,0 +1,218 @@
+"""The composition root: builds every room from settings, opens the listeners, and ends them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from tandem_router.clock import LoopClock, SystemIds, SystemRng
+from tandem_router.core.ledger import LegLedger
+from tandem_router.core.rooms import RoomAllocator
+from tandem_router.model.worker import Worker
+from tandem_router.offload.health_board import HealthBoard
+from tandem_router.offload.health_thread import HealthThread
+from tandem_router.offload.tokenizers import TokenizerPool
+from tandem_router.policies.compatibility import incompatibility
+from tandem_router.policies.plan import Planner
+from tandem_router.policies.scorers import LeastInFlight
+from tandem_router.runtime.control import Control
+from tandem_router.runtime.relay import Relay
+from tandem_router.runtime.relay_environment import RelayEnvironment
+from tandem_router.services import listeners
+from tandem_router.services.health import HealthServicer
+from tandem_router.services.heartbeat import Heartbeat
+from tandem_router.services.job import JobServicer
+from tandem_router.services.pair import PairServicer
+from tandem_router.services.router import RouterLimits, RouterServicer
+from tandem_router.services.worker import WorkerServicer
+from tandem_router.settings import ServerSettings, SettingsError
+from tandem_router.store.memory import InMemoryStore
+from tandem_router.transport.dialer import GrpcDialer
+
+__all__ = ["Addresses", "RouterServer"]
+
+LOG = logging.getLogger("tandem.server")
+
+_STOP_GRACE_S = 0.5
+"""For answers already written to leave; every request has ended by then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the listeners are, host:port with the actual ports."""
+
+    listen: str
+    admin_listen: str
+    health_listen: str
+
+
+class _Silent:
+    """The Observer until telemetry has one: what happened is shown by the rpcs."""
+
+    def observe(self, event: object) -> None:
+        """Nothing."""
+
+
+class RouterServer:
+    """One router process. One event loop owns it: create it there, `start`, then `drain` or not, then `close`."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        """Raises SettingsError for settings that contradict each other."""
+        self._settings = settings
+        clock, ids, rng = LoopClock(asyncio.get_running_loop()), SystemIds(), SystemRng()
+        self._admin_credentials = _admin_credentials(settings)
+        runtime = settings.runtime
+        ledger = LegLedger()
+        self._codecs = TokenizerPool()
+        try:
+            rooms = RoomAllocator(runtime.rooms, started_at_s=clock.monotonic_s(), started_at_wall_s=clock.wall_s())
+        except ValueError as error:
+            raise SettingsError(f"rooms.slot: {error}") from error
+        self._control = Control(
+            clock=clock,
+            ids=ids,
+            rng=rng,
+            store=InMemoryStore(),
+            dialer=GrpcDialer(),
+            codecs=self._codecs,
+            ledger=ledger,
+            observer=_Silent(),
+            settings=runtime,
+        )
+        environment = RelayEnvironment(
+            clock=clock,
+            ids=ids,
+            rng=rng,
+            fleet=self._control.fleet,
+            codecs=self._codecs,
+            ledger=ledger,
+            rooms=rooms,
+            planner=Planner(runtime, LeastInFlight()),
+            observer=_Silent(),
+            settings=runtime,
+        )
+        self._relay = Relay(environment)
+        self._board = HealthBoard(stale_after_s=settings.health_stale_after_s)
+        services = (*listeners.ROUTER_SERVICES, *listeners.ADMIN_SERVICES)
+        self._heartbeat = Heartbeat(self._board, self._control, _fits, services)
+        self._beating: asyncio.Task[None] | None = None
+        self._health_thread: HealthThread | None = None
+        limits = listeners.TransportLimits(
+            settings.max_receive_bytes, settings.max_metadata_bytes, settings.max_pending_requests
+        )
+        health = HealthServicer(self._board)
+        router = RouterServicer(
+            self._relay,
+            self._control,
+            self._codecs,
+            clock,
+            ids,
+            _fits,
+            RouterLimits(runtime.max_prompt_bytes, settings.slow_client_timeout_s),
+        )
+        self._public = listeners.router_server(router, health, ids, limits)
+        self._admin = listeners.admin_server(
+            WorkerServicer(self._control, ledger.in_flight, clock),
+            JobServicer(self._control),
+            PairServicer(self._relay),
+            health,
+            ids,
+            limits,
+        )
+
+    async def start(self) -> Addresses:
+        """Open every listener; raises OSError when one cannot be had."""
+        settings = self._settings
+        addresses = Addresses(
+            listen=_open(self._public, settings.listen, None),
+            admin_listen=_open(self._admin, settings.admin_listen, self._admin_credentials),
+            health_listen=self._open_health(settings.health_listen),
+        )
+        await self._control.start()
+        await self._heartbeat.beat()
+        self._beating = asyncio.create_task(self._heartbeat.run(settings.heartbeat_interval_s), name="heartbeat")
+        await self._public.start()
+        await self._admin.start()
+        return addresses
+
+    def begin_drain(self) -> None:
+        """Say NOT_SERVING and refuse new requests; running ones go on. Idempotent."""
+        self._heartbeat.drain()
+        self._relay.begin_drain()
+
+    async def drain(self) -> int:
+        """Let running requests end within shutdown_grace_s, end the others and say how many those were."""
+        self.begin_drain()
+        return await self._relay.drain(self._settings.shutdown_grace_s)
+
+    async def close(self) -> None:
+        """End whatever still runs and give everything back; idempotent once it has returned.
+
+        Clients have their answer at once; engines get abort_timeout_s to take theirs.
+        """
+        self.begin_drain()
+        await self._relay.close()
+        await asyncio.gather(self._public.stop(_STOP_GRACE_S), self._admin.stop(_STOP_GRACE_S))
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.gather(self._beating, return_exceptions=True)
+        await self._control.close()
+        await self._codecs.close()
+        if self._health_thread is not None:
+            await asyncio.to_thread(self._health_thread.stop)
+            self._health_thread = None
+
+    def _open_health(self, address: str) -> str:
+        self._health_thread = HealthThread(self._board, address)
+        self._health_thread.start()
+        return f"{address.rpartition(':')[0]}:{self._health_thread.port}"
+
+
+def _fits(prefill: Worker, decode: Worker) -> bool:
+    return incompatibility(prefill, decode) is None
+
+
+def _open(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> str:
+    try:
+        port = (
+            server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+        )
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}: {error}") from error
+    return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _admin_credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
+    """Mutual TLS where its files are named; a listener that others can reach must have it."""
+    files = (settings.admin_tls_key, settings.admin_tls_certificate, settings.admin_client_ca)
+    if not any(files):
+        if not _is_loopback(settings.admin_listen):
+            raise SettingsError(
+                f"admin_listen {settings.admin_listen} can be reached from elsewhere and needs credentials: "
+                "set admin_tls_certificate, admin_tls_key and admin_client_ca"
+            )
+        return None
+    if not all(files):
+        raise SettingsError("admin_tls_certificate, admin_tls_key and admin_client_ca belong together; one is missing")
+    try:
+        key, certificate, authority = (Path(name).read_bytes() for name in files)
+    except OSError as error:
+        raise SettingsError(f"cannot read the admin listener's credentials: {error}") from error
+    return grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
+
+
+def _is_loopback(address: str) -> bool:
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,134 @@
+"""The one border between our errors and gRPC's: what a handler of tandem.v1 raises becomes a status here and only here.
+
+Malformed bytes do not reach a handler (a guarded deserializer marks them), a TandemError becomes the status of its row,
+and any other exception becomes an opaque INTERNAL_ERROR whose story is in the log under the request id: grpcio would
+send the exception's text to the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from tandem_router.errors import Code, Reason, TandemError
+from tandem_router.ports import Ids
+from tandem_router.wire.status import encode
+
+__all__ = ["Guard", "name_request", "unimplemented"]
+
+LOG = logging.getLogger("tandem.services")
+
+_PREFIX = "/tandem."
+_CODES = {Code(code.value[0]): code for code in grpc.StatusCode}
+_REQUEST_ID: contextvars.ContextVar[str] = contextvars.ContextVar("tandem_request_id", default="")
+
+Behaviour = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
+
+
+def name_request(request_id: str) -> None:
+    """Say under which id errors of the running call are reported and logged."""
+    _REQUEST_ID.set(request_id)
+
+
+def unimplemented(rpc: str) -> TandemError:
+    """The error of an rpc that the schema has and this release does not carry out."""
+    return TandemError(
+        Reason.FEATURE_NOT_IMPLEMENTED, f"{rpc} is not carried out by this release.", metadata={"rpc": rpc}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Malformed:
+    """Stands for a request whose bytes could not be read."""
+
+    size_bytes: int
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """Wraps every handler of our own services; those of others (health, reflection, channelz) pass unchanged."""
+
+    def __init__(self, ids: Ids) -> None:
+        self._ids = ids
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """The handler with its deserializer and behaviour guarded."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(_PREFIX):
+            return handler
+        make, behaviour = _parts(handler)
+        read = handler.request_deserializer
+        guarded = _tolerant(read) if not handler.request_streaming else read
+        rewrapped: grpc.RpcMethodHandler[Any, Any] = make(
+            self._guarded(behaviour, method),
+            request_deserializer=guarded,
+            response_serializer=handler.response_serializer,
+        )
+        return rewrapped
+
+    def _guarded(self, behaviour: Behaviour, method: str) -> Behaviour:
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            try:
+                if isinstance(request, _Malformed):
+                    raise TandemError(
+                        Reason.MALFORMED_MESSAGE, f"The {request.size_bytes} bytes are not a request of {method}."
+                    )
+                return await behaviour(request, context)
+            except TandemError as error:
+                await _abort(context, error, self._request_id())
+            except (grpc.aio.AbortError, asyncio.CancelledError):
+                raise
+            except Exception:
+                request_id = self._request_id()
+                LOG.exception("%s failed, request %s", method, request_id)
+                fault = TandemError(Reason.INTERNAL_ERROR, f"A fault of the router; the log has request {request_id}.")
+                await _abort(context, fault, request_id)
+
+        return call
+
+    def _request_id(self) -> str:
+        return _REQUEST_ID.get() or self._ids.uuid()
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: TandemError, request_id: str) -> NoReturn:
+    status = encode(error, request_id=request_id)
+    # The stub wants pairs of one type; grpcio takes text and "-bin" bytes mixed.
+    trailers: Any = status.trailers
+    await context.abort(_CODES[status.code], status.message, trailing_metadata=trailers)
+    raise AssertionError("abort always raises")
+
+
+def _tolerant(read: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    if read is None:
+        return None
+
+    def deserialize(data: bytes) -> Any:
+        try:
+            return read(data)
+        except (DecodeError, UnicodeDecodeError):
+            return _Malformed(len(data))
+
+    return deserialize
+
+
+def _parts(handler: grpc.RpcMethodHandler[Any, Any]) -> tuple[Callable[..., Any], Behaviour]:
+    """The constructor of this handler's kind, and what it runs."""
+    any_handler: Any = handler
+    if handler.request_streaming:
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler, any_handler.stream_stream
+        return grpc.stream_unary_rpc_method_handler, any_handler.stream_unary
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler, any_handler.unary_stream
+    return grpc.unary_unary_rpc_method_handler, any_handler.unary_unary

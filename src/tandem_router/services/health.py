@@ -1,0 +1,56 @@
+"""grpc.health.v1 on a listener of the loop: Check, List and Watch of the same board that the health thread serves."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tandem_router.services.contract import Board
+
+__all__ = ["HealthServicer"]
+
+_pb: Any = health_pb2
+"""The published stubs predate List."""
+_Response = health_pb2.HealthCheckResponse
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_WATCH_INTERVAL_S = 0.25
+"""How soon a Watch tells a change. Polling a table costs a watcher less than waking it through a thread-safe bell."""
+
+
+class HealthServicer(health_pb2_grpc.HealthServicer):
+    """Reads the board."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> _Response:
+        """One name; NOT_FOUND for an unknown one."""
+        serving = self._board.serving(request.service)
+        if serving is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f'No service is named "{request.service}".')
+        return _Response(status=_status(serving))
+
+    async def List(self, request: Any, context: Context) -> Any:
+        """Every name."""
+        statuses = {name: _Response(status=_status(serving)) for name, serving in self._board.all().items()}
+        return _pb.HealthListResponse(statuses=statuses)
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
+        """The status now and after every change, SERVICE_UNKNOWN for a name not known yet; ends with the call."""
+        last = None
+        while True:
+            status = _status(self._board.serving(request.service))
+            if status != last:
+                last = status
+                await context.write(_Response(status=status))
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+
+
+def _status(serving: bool | None) -> Any:
+    if serving is None:
+        return _Response.SERVICE_UNKNOWN
+    return _Response.SERVING if serving else _Response.NOT_SERVING

@@ -1,0 +1,48 @@
+"""JobService: shows jobs. Served on the admin listener."""
+
+from __future__ import annotations
+
+import grpc
+
+from tandem.v1 import job_service_pb2 as pb
+from tandem.v1 import job_service_pb2_grpc
+from tandem_router.services.contract import Registry
+from tandem_router.services.guard import unimplemented
+from tandem_router.wire.filters import job_matches
+from tandem_router.wire.job import job_pb
+from tandem_router.wire.paging import page
+
+__all__ = ["JobServicer"]
+
+Context = grpc.aio.ServicerContext[object, object]
+
+
+class JobServicer(job_service_pb2_grpc.JobServiceServicer):
+    """Unpacks, calls the control loop, packs."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
+        """One job."""
+        return pb.GetJobResponse(job=job_pb(await self._registry.get_job(request.job_id)))
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
+        """A page of the jobs that match, newest first."""
+        matching = [job for job in await self._registry.list_jobs() if job_matches(request, job)]
+        matching.sort(key=lambda job: (-job.created_at_s, job.id))
+        filters = pb.ListJobsRequest(worker_id=request.worker_id, states=request.states, types=request.types)
+        chosen, token = page(
+            matching, lambda job: job.id, size=request.page_size, token=request.page_token, filters=filters
+        )
+        return pb.ListJobsResponse(jobs=[job_pb(job) for job in chosen], next_page_token=token)
+
+    async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:
+        """Not carried out yet."""
+        raise unimplemented("CancelJob")
+
+    async def WatchJob(  # type: ignore[override]  # grpc.aio also takes a coroutine; the stub knows one style
+        self, request: pb.WatchJobRequest, context: Context
+    ) -> None:
+        """Not carried out yet."""
+        raise unimplemented("WatchJob")

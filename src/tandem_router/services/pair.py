@@ -1,0 +1,51 @@
+"""PairService: shows the pairs that live now. Served on the admin listener."""
+
+from __future__ import annotations
+
+import grpc
+
+from tandem.v1 import pair_service_pb2 as pb
+from tandem.v1 import pair_service_pb2_grpc
+from tandem_router.services.contract import TokenRelay
+from tandem_router.services.guard import unimplemented
+from tandem_router.wire.filters import pair_matches
+from tandem_router.wire.paging import page
+from tandem_router.wire.pair import pair_pb
+
+__all__ = ["PairServicer"]
+
+Context = grpc.aio.ServicerContext[object, object]
+
+
+class PairServicer(pair_service_pb2_grpc.PairServiceServicer):
+    """Unpacks, asks the relay, packs."""
+
+    def __init__(self, relay: TokenRelay) -> None:
+        self._relay = relay
+
+    async def ListPairs(self, request: pb.ListPairsRequest, context: Context) -> pb.ListPairsResponse:
+        """A page of the live pairs that match, oldest first; aggregated requests are no pairs."""
+        pairs = [pair for pair in self._relay.pairs() if pair.prefill is not None]
+        matching = [pair for pair in pairs if pair_matches(request.filter, pair)]
+        chosen, token = page(
+            matching, lambda pair: pair.id, size=request.page_size, token=request.page_token, filters=request.filter
+        )
+        return pb.ListPairsResponse(pairs=[pair_pb(pair) for pair in chosen], next_page_token=token)
+
+    async def PlanPair(self, request: pb.PlanPairRequest, context: Context) -> pb.PlanPairResponse:
+        """Not carried out yet."""
+        raise unimplemented("PlanPair")
+
+    async def ReservePair(self, request: pb.ReservePairRequest, context: Context) -> pb.ReservePairResponse:
+        """Not carried out yet."""
+        raise unimplemented("ReservePair")
+
+    async def ReleasePair(self, request: pb.ReleasePairRequest, context: Context) -> pb.ReleasePairResponse:
+        """Not carried out yet."""
+        raise unimplemented("ReleasePair")
+
+    async def WatchPairs(  # type: ignore[override]  # grpc.aio also takes a coroutine; the stub knows one style
+        self, request: pb.WatchPairsRequest, context: Context
+    ) -> None:
+        """Not carried out yet."""
+        raise unimplemented("WatchPairs")

@@ -1,0 +1,1 @@
+"""Text: tokenizer archives, tokenizers, incremental detokenizing and chat templates. No network, no clock."""

@@ -1,0 +1,186 @@
+"""`EngineCall` over grpc.aio: pull-based, no task per token, nothing buffered beyond what grpc's window holds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from tandem_router.engines.contract import Dialect
+from tandem_router.errors import Code, Reason
+from tandem_router.model.failure import EngineFailure
+from tandem_router.model.request import LegRequest
+from tandem_router.model.stream import EngineItem
+from tandem_router.transport.connection import Connection
+from tandem_router.transport.failures import code_of, connection_failure, details_of
+
+__all__ = ["GrpcCall"]
+
+_TRAILER_GRACE_S = 1.0
+"""After the last choice's end the status is due at once; an engine that keeps the stream open is cut off."""
+
+
+class GrpcCall:
+    """One Generate call. `receive` is for one task at a time; a receive that is cancelled ends the call."""
+
+    __slots__ = (
+        "_call",
+        "_connection",
+        "_decoder",
+        "_dialect",
+        "_failure",
+        "_has_ended",
+        "_leg",
+        "_opener",
+        "_opening",
+        "_parse",
+        "_start",
+    )
+
+    def __init__(
+        self,
+        connection: Connection,
+        dialect: Dialect,
+        leg: LegRequest,
+        start: Callable[[], Any],
+        opener: Callable[[], Coroutine[Any, Any, None]] | None,
+    ) -> None:
+        """Args:
+        start: writes the request and returns the grpc call.
+        opener: makes the connection ready first; None = it is ready, and the request is written now.
+        """
+        self._connection = connection
+        self._dialect = dialect
+        self._leg = leg
+        self._decoder = dialect.decoder(leg)
+        self._parse = dialect.methods.generate.response.FromString
+        self._start = start
+        self._opener = opener
+        self._opening: asyncio.Task[None] | None = None
+        self._failure: EngineFailure | None = None
+        self._has_ended = False
+        self._call: Any = start() if opener is None else None
+
+    async def receive(self) -> EngineItem | None:
+        """The next item, or None after the last choice's end; raises EngineFailure, and again when asked again."""
+        if self._failure is not None:
+            raise self._failure
+        if self._has_ended:
+            return None
+        try:
+            if self._call is None:
+                await self._open()
+            if self._decoder.is_done:
+                await self._end()
+                return None
+            return await self._next()
+        except EngineFailure as failure:
+            self._failure = failure
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Reset the call, or give up connecting for it; idempotent, never raises."""
+        if self._failure is None and not self._has_ended:
+            self._failure = EngineFailure(
+                Reason.REQUEST_CANCELLED,
+                "the leg was cancelled by the router",
+                code=Code.CANCELLED,
+                was_sent=self._call is not None,
+            )
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._call is not None:
+            self._call.cancel()
+
+    async def _open(self) -> None:
+        """Connect, then write the request. Failures here are proof that nothing was sent."""
+        assert self._opener is not None
+        self._opening = asyncio.create_task(self._opener(), name=f"open {self._leg.leg_id}")
+        try:
+            await self._opening
+        except asyncio.CancelledError:
+            if self._failure is not None:  # by `cancel`, not by whoever awaits us
+                raise self._failure from None
+            raise
+        except EngineFailure as failure:
+            # Whatever the opener sent (it asks who answers), it was not this request.
+            raise EngineFailure(
+                failure.reason,
+                failure.sentence,
+                code=failure.code,
+                was_sent=False,
+                connection_lost=failure.connection_lost,
+            ) from None
+        finally:
+            self._opening.cancel()
+            self._opening = None
+        if self._failure is not None:
+            raise self._failure
+        self._call = self._start()
+
+    async def _next(self) -> EngineItem | None:
+        while True:
+            response = await self._read()
+            if response is grpc.aio.EOF:
+                self._decoder.end_of_stream()
+                self._has_ended = True
+                return None
+            item = self._decoder.decode(response)
+            if item is not None:
+                return item
+
+    async def _end(self) -> None:
+        """Drain the stream to its status, so that nothing stays open; the tokens are all here already."""
+        if self._decoder.ended_early:
+            self._has_ended = True
+            self._call.cancel()
+            return
+        try:
+            async with asyncio.timeout(_TRAILER_GRACE_S):
+                response = await self._read()
+        except (TimeoutError, EngineFailure):
+            self._call.cancel()
+            response = grpc.aio.EOF
+        self._has_ended = True
+        if response is not grpc.aio.EOF:
+            self._call.cancel()
+            raise EngineFailure(
+                Reason.ENGINE_PROTOCOL_ERROR, "a response came after the end of every choice", code=Code.INTERNAL
+            )
+
+    async def _read(self) -> Any:
+        try:
+            response = await self._call.read()
+            return response if response is grpc.aio.EOF else self._parse(response)
+        except grpc.aio.AioRpcError as error:
+            raise self._failure_of(error) from None
+        except DecodeError as error:
+            raise EngineFailure(
+                Reason.ENGINE_PROTOCOL_ERROR,
+                f"a response is not a message of the protocol: {error}",
+                code=Code.INTERNAL,
+            ) from None
+        except asyncio.CancelledError:
+            if self._failure is not None:  # by `cancel`, not by whoever awaits us
+                raise self._failure from None
+            if self._connection.is_closed:
+                raise EngineFailure(
+                    Reason.WORKER_LOST, "the connection was closed by the router", connection_lost=True
+                ) from None
+            raise
+
+    def _failure_of(self, error: grpc.aio.AioRpcError) -> EngineFailure:
+        if self._failure is not None:
+            return self._failure
+        where = self._connection.where
+        lost = connection_failure(error, is_connected=self._connection.is_ready, where=where)
+        if lost is not None:
+            return lost
+        code = code_of(error)
+        if code is Code.DEADLINE_EXCEEDED:
+            return EngineFailure(Reason.TOTAL_TIMEOUT, f"{where}: the leg outlived its deadline", code=code)
+        return self._dialect.status_failure(self._leg, code, details_of(error))

@@ -1,0 +1,156 @@
+"""GenerateRequest from the wire: the guard at the door. What is known to kill or hang an engine does not pass."""
+
+from __future__ import annotations
+
+from tandem.v1 import generate_pb2 as pb
+from tandem.v1 import message_pb2
+from tandem_router.errors import Reason, TandemError
+from tandem_router.model.request import ChatMessage, GenerateRequest, Output
+from tandem_router.wire.checks import invalid, not_yet, number, present, text, text_map, worker_id
+from tandem_router.wire.sampling import sampling_of, timeouts_of
+
+__all__ = ["generate_of", "messages_of", "request_id_of", "text_of"]
+
+MAX_TOP_LOGPROBS = 20
+_INT32_MOST = 2**31 - 1
+
+_OUTPUTS: dict[int, Output] = {
+    pb.OUTPUT_MODE_TOKENS: Output.TOKENS,
+    pb.OUTPUT_MODE_TEXT: Output.TEXT,
+    pb.OUTPUT_MODE_BOTH: Output.BOTH,
+}
+_ROLES: dict[int, str] = {
+    message_pb2.CHAT_ROLE_SYSTEM: "system",
+    message_pb2.CHAT_ROLE_USER: "user",
+    message_pb2.CHAT_ROLE_ASSISTANT: "assistant",
+}
+"""As chat templates spell them."""
+
+
+def request_id_of(value: str) -> str:
+    """A client's request id, 1 to 128 printable ASCII characters; raises INVALID_REQUEST."""
+    text("request_id", value, least=1, most=128)
+    if not all("!" <= character <= "~" for character in value):
+        raise invalid("request_id", "It must be printable ASCII without spaces.")
+    return value
+
+
+def generate_of(message: pb.GenerateRequest, *, request_id: str, max_prompt_bytes: int) -> GenerateRequest:
+    """The checked request.
+
+    request_id: as given, or minted where the message left it empty. max_prompt_bytes: of text, or 4 per token id. An
+    empty model stays empty: the relay knows whether there is only one. Raises TandemError with the field's path:
+    INVALID_REQUEST, EMPTY_PROMPT, PROMPT_TOO_LONG, TOKEN_OUT_OF_VOCABULARY, INVALID_WORKER_ID,
+    FEATURE_NOT_IMPLEMENTED.
+    """
+    _refuse_what_is_not_carried_out(message)
+    kind = message.WhichOneof("input")
+    if kind is None:
+        raise invalid("input", "Set exactly one of text, token_ids and chat.")
+    prompt = text_of(message.text, max_prompt_bytes) if kind == "text" else None
+    token_ids = _token_ids(message, max_prompt_bytes) if kind == "token_ids" else None
+    text_map("metadata", message.metadata, most=16, key_most=64, value_most=512)
+    messages = messages_of(message.chat, max_prompt_bytes) if kind == "chat" else None
+    top = message.logprobs.top
+    target = message.target_worker if present(message, "target_worker") else None
+    return GenerateRequest(
+        request_id=request_id,
+        model=text("model", message.model, most=256),
+        text=prompt,
+        token_ids=token_ids,
+        messages=messages,
+        sampling=sampling_of(message.sampling),
+        output=_output(message, kind),
+        timeouts=timeouts_of(message.timeouts),
+        output_logprobs=message.logprobs.output,
+        top_logprobs=number("logprobs.top", top, most=MAX_TOP_LOGPROBS),
+        priority=number("priority", message.priority, least=-100, most=100),
+        session_key=text("session_key", message.session_key, most=256, in_bytes=True) or None,
+        target_worker_id=None if target is None else worker_id("target_worker.worker_id", target.worker_id),
+        target_dp_rank=target.dp_rank if target is not None and present(target, "dp_rank") else None,
+    )
+
+
+def _refuse_what_is_not_carried_out(message: pb.GenerateRequest) -> None:
+    """Refused, never dropped: an answer that ignores what was asked for is a wrong answer."""
+    for name in ("constraint", "target_prefill_worker", "queue_updates"):
+        if present(message, name):
+            raise not_yet(name)
+    if message.adapters:
+        raise not_yet("adapters")
+    cache = message.cache
+    if cache.salt or (present(cache, "read") and not cache.read) or (present(cache, "write") and not cache.write):
+        raise not_yet("cache", "The prefix cache is always read and written, and shared by all.")
+    if message.resume_window.seconds or message.resume_window.nanos:
+        raise not_yet("resume_window")
+    if message.migration not in (pb.MIGRATION_MODE_UNSPECIFIED, pb.MIGRATION_MODE_OFF):
+        raise not_yet("migration", "Only MIGRATION_MODE_OFF is carried out.")
+    if message.serving_mode != pb.SERVING_MODE_UNSPECIFIED:
+        raise not_yet("serving_mode", "The router decides.")
+    if message.logprobs.prompt or message.logprobs.prompt_start:
+        raise not_yet("logprobs.prompt", "Log probabilities are returned for the answer only.")
+
+
+def text_of(value: str, max_prompt_bytes: int, path: str = "text") -> str:
+    """A prompt's text; raises EMPTY_PROMPT, PROMPT_TOO_LONG."""
+    size = len(value.encode())
+    if not size:
+        raise TandemError(Reason.EMPTY_PROMPT, "The text is empty.", field=path)
+    if size > max_prompt_bytes:
+        raise _too_long(path, size, max_prompt_bytes)
+    return value
+
+
+def messages_of(chat: message_pb2.ChatInput, max_prompt_bytes: int, path: str = "chat") -> tuple[ChatMessage, ...]:
+    """A chat's messages; raises EMPTY_PROMPT, PROMPT_TOO_LONG, INVALID_REQUEST, FEATURE_NOT_IMPLEMENTED."""
+    if chat.continue_final_message or (present(chat, "add_generation_prompt") and not chat.add_generation_prompt):
+        raise not_yet(f"{path}.add_generation_prompt", "The prompt always ends where the assistant begins to speak.")
+    if chat.template_arguments.fields:
+        raise not_yet(f"{path}.template_arguments")
+    if not chat.messages:
+        raise TandemError(Reason.EMPTY_PROMPT, "The chat has no message.", field=f"{path}.messages")
+    size = sum(len(message.content.encode()) for message in chat.messages)
+    if size > max_prompt_bytes:
+        raise _too_long(f"{path}.messages", size, max_prompt_bytes)
+    messages = []
+    for index, message in enumerate(chat.messages):
+        if message.role not in _ROLES:
+            raise invalid(f"{path}.messages[{index}].role", "Set it to SYSTEM, USER or ASSISTANT.")
+        if message.name:
+            raise not_yet(f"{path}.messages[{index}].name")
+        messages.append(ChatMessage(_ROLES[message.role], message.content))
+    return tuple(messages)
+
+
+def _token_ids(message: pb.GenerateRequest, max_prompt_bytes: int) -> tuple[int, ...]:
+    token_ids = tuple(message.token_ids.ids)
+    if not token_ids:
+        raise TandemError(Reason.EMPTY_PROMPT, "There is no token id.", field="token_ids.ids")
+    if len(token_ids) * 4 > max_prompt_bytes:
+        raise _too_long("token_ids.ids", len(token_ids) * 4, max_prompt_bytes)
+    highest = max(token_ids)
+    if highest > _INT32_MOST:
+        raise TandemError(
+            Reason.TOKEN_OUT_OF_VOCABULARY,
+            f"{highest} is no token of any model.",
+            field="token_ids.ids",
+            metadata={"token_id": str(highest)},
+        )
+    return token_ids
+
+
+def _too_long(field: str, size: int, limit: int) -> TandemError:
+    return TandemError(
+        Reason.PROMPT_TOO_LONG,
+        f"The prompt has {size} bytes, over the limit of {limit}.",
+        field=field,
+        metadata={"size_bytes": str(size), "limit_bytes": str(limit)},
+    )
+
+
+def _output(message: pb.GenerateRequest, kind: str) -> Output:
+    if message.output == pb.OUTPUT_MODE_UNSPECIFIED:
+        return Output.TOKENS if kind == "token_ids" else Output.TEXT
+    if message.output not in _OUTPUTS:
+        raise invalid("output", f"{message.output} is no value that this release knows.")
+    return _OUTPUTS[message.output]

@@ -1,0 +1,58 @@
+"""The exact bytes-to-be of each request, as checked-in text. TANDEM_UPDATE_GOLDEN=1 writes them anew, for review."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from legs import (
+    AGGREGATE,
+    FULL,
+    HANDOFF_DECODE,
+    HANDOFF_PREFILL,
+    RENDEZVOUS_DECODE,
+    RENDEZVOUS_PREFILL,
+    SEEDED,
+)
+
+from tandem_router.engines.contract import Dialect
+from tandem_router.engines.sglang import SglangDialect
+from tandem_router.engines.vllm import VllmDialect
+from tandem_router.model.request import LegRequest
+from tandem_router.model.spec import RuntimeType
+from tandem_router.model.worker import WorkerFacts
+
+GOLDEN = Path(__file__).parent / "golden"
+SGLANG, VLLM = SglangDialect(), VllmDialect()
+LOGPROBS = replace(AGGREGATE, output_logprobs=True, top_logprobs=3, is_streaming=False)
+DEFAULTED = WorkerFacts(RuntimeType.SGLANG, "m", default_sampling={"temperature": 0.6, "top_p": 0.95, "top_k": 20})
+CASES: dict[str, tuple[Dialect, LegRequest, WorkerFacts | None]] = {
+    "sglang_aggregate_bare": (SGLANG, AGGREGATE, None),
+    "sglang_aggregate_full": (SGLANG, replace(AGGREGATE, sampling=FULL), SEEDED),
+    "sglang_aggregate_logprobs": (SGLANG, LOGPROBS, None),
+    "sglang_aggregate_worker_defaults": (SGLANG, AGGREGATE, DEFAULTED),
+    "sglang_rendezvous_prefill": (SGLANG, replace(RENDEZVOUS_PREFILL, dp_rank=0), None),
+    "sglang_rendezvous_decode": (SGLANG, replace(RENDEZVOUS_DECODE, dp_rank=1), None),
+    "vllm_aggregate_bare": (VLLM, AGGREGATE, None),
+    "vllm_aggregate_full": (VLLM, replace(AGGREGATE, sampling=FULL), None),
+    "vllm_aggregate_logprobs": (VLLM, LOGPROBS, None),
+    "vllm_handoff_prefill": (VLLM, replace(HANDOFF_PREFILL, sampling=FULL, dp_rank=0), None),
+    "vllm_handoff_decode": (VLLM, replace(HANDOFF_DECODE, sampling=replace(FULL, n=1)), None),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_request_is_the_golden_one(name: str) -> None:
+    dialect, leg, facts = CASES[name]
+    text = text_format.MessageToString(dialect.generate_request(leg, facts))
+    path = GOLDEN / f"{name}.txtpb"
+    if os.environ.get("TANDEM_UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def test_every_golden_file_has_a_case() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.txtpb")} == set(CASES)

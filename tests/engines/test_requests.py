@@ -1,0 +1,172 @@
+"""What a dialect fills in and what it keeps off the wire (numbers: smg, 13.1, conformance traps)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from legs import (
+    AGGREGATE,
+    FULL,
+    HANDOFF_DECODE,
+    HANDOFF_PREFILL,
+    PARAMS,
+    RENDEZVOUS_DECODE,
+    RENDEZVOUS_PREFILL,
+    ROOM,
+    SEEDED,
+    sampled,
+)
+
+from tandem_router.engines.contract import Dialect
+from tandem_router.engines.registry import PROBE_ORDER
+from tandem_router.engines.sglang import SglangDialect
+from tandem_router.engines.vllm import VllmDialect
+from tandem_router.errors import Reason, TandemError
+from tandem_router.model.pairing import AbortInTransfer, Rendezvous, TransferParams
+from tandem_router.model.request import LegRequest
+
+SGLANG, VLLM = SglangDialect(), VllmDialect()
+
+
+def refusal(dialect: Dialect, leg: LegRequest) -> Reason:
+    with pytest.raises(TandemError) as caught:
+        dialect.generate_request(leg, None)
+    return caught.value.reason
+
+
+def test_trap_1_sglang_scalars_are_never_left_zero() -> None:
+    params = SGLANG.generate_request(AGGREGATE, None).sampling_params
+    assert (params.temperature, params.top_p, params.top_k, params.repetition_penalty, params.n) == (1, 1, -1, 1, 1)
+
+
+@pytest.mark.parametrize("dialect", PROBE_ORDER, ids=lambda dialect: dialect.service)
+def test_trap_2_dp_rank_zero_is_sent_with_presence(dialect: Dialect) -> None:
+    request = dialect.generate_request(replace(AGGREGATE, dp_rank=0), None)
+    assert request.HasField("data_parallel_rank")
+
+
+@pytest.mark.parametrize("dialect", PROBE_ORDER, ids=lambda dialect: dialect.service)
+def test_no_dp_rank_is_sent_without_presence(dialect: Dialect) -> None:
+    assert not dialect.generate_request(AGGREGATE, None).HasField("data_parallel_rank")
+
+
+def test_trap_5_vllm_prefill_clears_what_could_end_it_early() -> None:
+    params = VLLM.generate_request(replace(HANDOFF_PREFILL, sampling=FULL), None).sampling_params
+    assert (
+        list(params.stop),
+        list(params.stop_token_ids),
+        params.ignore_eos,
+        params.max_tokens,
+        params.min_tokens,
+    ) == (
+        [],
+        [],
+        True,
+        1,
+        0,
+    )
+
+
+def test_trap_6_vllm_prefill_makes_one_choice_whatever_n_is() -> None:
+    assert VLLM.generate_request(sampled(HANDOFF_PREFILL, n=4), None).sampling_params.n == 1
+
+
+def test_trap_11_room_above_int32_is_refused() -> None:
+    leg = replace(RENDEZVOUS_DECODE, handoff=replace(ROOM, room=2**31))
+    assert refusal(SGLANG, leg) is Reason.INTERNAL_ERROR
+
+
+def test_trap_10_sglang_aborts_are_deferred_in_transfer() -> None:
+    assert SGLANG.traits.abort_in_transfer is AbortInTransfer.DEFER
+
+
+def test_both_legs_of_a_rendezvous_get_the_same_room() -> None:
+    legs = [SGLANG.generate_request(leg, None).disaggregated_params for leg in (RENDEZVOUS_PREFILL, RENDEZVOUS_DECODE)]
+    assert legs[0] == legs[1]
+
+
+def test_sglang_pair_leg_without_a_room_is_never_built() -> None:
+    assert refusal(SGLANG, replace(RENDEZVOUS_DECODE, handoff=None)) is Reason.INTERNAL_ERROR
+
+
+def test_sglang_pair_leg_without_a_bootstrap_host_is_never_built() -> None:
+    assert refusal(SGLANG, replace(RENDEZVOUS_DECODE, handoff=Rendezvous("", 8998, 5000))) is Reason.INTERNAL_ERROR
+
+
+def test_sglang_aggregated_leg_has_no_disaggregated_params() -> None:
+    assert not SGLANG.generate_request(AGGREGATE, None).HasField("disaggregated_params")
+
+
+def test_vllm_decode_gets_prefills_params_verbatim() -> None:
+    assert VLLM.generate_request(HANDOFF_DECODE, None).kv_transfer_params_json == PARAMS
+
+
+def test_vllm_prefill_asks_for_params() -> None:
+    text = VLLM.generate_request(HANDOFF_PREFILL, None).kv_transfer_params_json
+    assert json.loads(text) == {"do_remote_decode": True, "do_remote_prefill": False}
+
+
+def test_vllm_prefill_sends_the_params_that_its_handshake_made() -> None:
+    leg = replace(HANDOFF_PREFILL, handoff=TransferParams('{"transfer_id":"x"}'))
+    assert VLLM.generate_request(leg, None).kv_transfer_params_json == '{"transfer_id":"x"}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"do_remote_prefill":true}', '{"do_remote_prefill":true,"remote_block_ids":null}', "not json", "[]"],
+)
+def test_vllm_decode_that_would_kill_the_engine_is_never_built(text: str) -> None:
+    assert refusal(VLLM, replace(HANDOFF_DECODE, handoff=TransferParams(text))) is Reason.INTERNAL_ERROR
+
+
+def test_vllm_decode_without_params_is_never_built() -> None:
+    assert refusal(VLLM, replace(HANDOFF_DECODE, handoff=None)) is Reason.INTERNAL_ERROR
+
+
+def test_prompt_shorter_than_a_block_hands_over_no_blocks() -> None:
+    leg = replace(HANDOFF_DECODE, handoff=TransferParams('{"do_remote_prefill":true,"remote_block_ids":[]}'))
+    assert VLLM.generate_request(leg, None).HasField("kv_transfer_params_json")
+
+
+def test_mooncake_params_name_a_transfer_instead_of_blocks() -> None:
+    leg = replace(HANDOFF_DECODE, handoff=TransferParams('{"do_remote_prefill":true,"transfer_id":"xfer-1"}'))
+    assert VLLM.generate_request(leg, None).HasField("kv_transfer_params_json")
+
+
+@pytest.mark.parametrize("dialect", PROBE_ORDER, ids=lambda dialect: dialect.service)
+def test_empty_prompt_never_reaches_an_engine(dialect: Dialect) -> None:
+    assert refusal(dialect, replace(AGGREGATE, token_ids=())) is Reason.EMPTY_PROMPT
+
+
+def test_handshake_of_the_other_engine_is_never_built() -> None:
+    assert (refusal(SGLANG, HANDOFF_DECODE), refusal(VLLM, RENDEZVOUS_DECODE)) == (
+        Reason.INTERNAL_ERROR,
+        Reason.INTERNAL_ERROR,
+    )
+
+
+def test_sglang_refuses_a_seed_that_the_worker_does_not_declare() -> None:
+    assert refusal(SGLANG, sampled(AGGREGATE, seed=1)) is Reason.RUNTIME_CANNOT_SEED
+
+
+def test_sglang_needs_no_seed_at_temperature_zero() -> None:
+    request = SGLANG.generate_request(sampled(AGGREGATE, seed=1, temperature=0.0), None)
+    assert not request.sampling_params.HasField("custom_params")
+
+
+def test_sglang_seed_travels_in_custom_params_where_declared() -> None:
+    request = SGLANG.generate_request(sampled(AGGREGATE, seed=2**53), SEEDED)
+    assert request.sampling_params.custom_params["sampling_seed"] == 2**53
+
+
+@pytest.mark.parametrize(("dialect", "seed"), [(SGLANG, 2**53 + 1), (VLLM, 2**31)])
+def test_seed_that_the_wire_would_change_is_refused(dialect: Dialect, seed: int) -> None:
+    with pytest.raises(TandemError) as caught:
+        dialect.generate_request(sampled(AGGREGATE, seed=seed), SEEDED)
+    assert caught.value.field == "sampling.seed"
+
+
+def test_vllm_temperature_zero_is_sent_with_presence() -> None:
+    assert VLLM.generate_request(sampled(AGGREGATE, temperature=0.0), None).sampling_params.HasField("temperature")
