@@ -165,7 +165,7 @@ class TextCodecs(Protocol):
 
 
 class TokenSink(Protocol):
-    """The client's end of one request. The relay calls it from one task; nothing after `finish`."""
+    """The client's end of one request. The relay makes one call at a time; nothing after `finish`."""
 
     async def chunk(self, chunk: OutputChunk) -> None:
         """Deliver new output; waits while the client is behind, within the sink's bound in bytes."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tandem.v1 import failure_pb2, generate_result_pb2, router_service_pb2
 
+from tandem.v1 import failure_pb2, generate_result_pb2, router_service_pb2
 from tandem_router.errors import Code
 
 TOKENS = st.lists(st.integers(0, 2**32 - 1), max_size=5)

@@ -23,7 +23,7 @@ from tandem_router.model.spec import (
     WorkerSpec,
     WorkerType,
 )
-from tandem_router.wire.spec import credentials_of, spec_of, spec_pb
+from tandem_router.wire.spec import credentials_of, refuse_what_is_not_carried_out, spec_of, spec_pb
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 counts = st.none() | st.integers(1, 1000)
@@ -197,3 +197,25 @@ def test_api_key_is_kept_and_never_printed() -> None:
 def test_tls_material_is_refused_until_it_is_used() -> None:
     with pytest.raises(TandemError, match="FEATURE_NOT_IMPLEMENTED"):
         credentials_of(worker_spec_pb2.WorkerCredentials(tls_ca_pem=b"x"))
+
+
+IDLE: list[tuple[WorkerSpec, str]] = [
+    (WorkerSpec("grpc://h:1", priority=51), "spec.priority"),
+    (WorkerSpec("grpc://h:1", cost=2.0), "spec.cost"),
+    (WorkerSpec("grpc://h:1", resilience=ResilienceOverrides(max_attempts=1)), "spec.resilience"),
+    (WorkerSpec("grpc://h:1", overload=OverloadOverrides(token_usage=0.5)), "spec.overload"),
+    (WorkerSpec("grpc://h:1", load_monitor_interval_s=1.0), "spec.load_monitor_interval"),
+    (WorkerSpec("grpc://h:1", models=(ModelCard("m", chat_template="x"),)), "spec.models[0].chat_template"),
+]
+
+
+@pytest.mark.parametrize(("spec", "path"), IDLE, ids=[path for _, path in IDLE])
+def test_field_that_nobody_reads_yet_is_refused_by_path(spec: WorkerSpec, path: str) -> None:
+    with pytest.raises(TandemError) as caught:
+        refuse_what_is_not_carried_out(spec)
+    assert (caught.value.reason, caught.value.field) == (Reason.FEATURE_NOT_IMPLEMENTED, path)
+
+
+@pytest.mark.parametrize("spec", [WorkerSpec("grpc://h:1"), WorkerSpec("grpc://h:1", priority=50, cost=1.0)])
+def test_default_of_a_field_that_nobody_reads_yet_is_accepted(spec: WorkerSpec) -> None:
+    refuse_what_is_not_carried_out(spec)

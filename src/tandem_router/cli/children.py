@@ -65,7 +65,7 @@ class Children:
 
     def _spawn(self, module: Sequence[str]) -> subprocess.Popen[str]:
         # One BLAS thread each: their matrices are small, and many engines share the machine's cores.
-        environ = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+        environ = {"GRPC_VERBOSITY": "ERROR", **os.environ, "OPENBLAS_NUM_THREADS": "1"}
         command = [sys.executable, "-m", *module, f"--parent-pid={os.getpid()}"]
         # A session of its own: Ctrl-C reaches us alone, and we end the children in order.
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ, start_new_session=True)

@@ -63,8 +63,8 @@ class Plan:
     scorecard: Mapping[RankKey, float]
     """Scores that led to the choice."""
     rejections: tuple[Rejection, ...]
-    why: str
-    """One sentence: why a pair, or why not."""
+    reason: str
+    """UPPER_SNAKE: why a pair or one worker: PAIR_FITS, PROMPT_SHORT, NO_PAIR."""
 
     @property
     def kind(self) -> HandshakeKind:

@@ -42,13 +42,12 @@ class Planner:
         rejections += refused
         is_short = query.prompt_tokens < self._settings.disaggregate_min_tokens
         if is_short and alone:
-            why = f"{query.prompt_tokens} prompt tokens are fewer than {self._settings.disaggregate_min_tokens}"
-            return self._alone(query, alone, scores, rejections, random, why)
+            return self._alone(query, alone, scores, rejections, random, "PROMPT_SHORT")
         pair = self._pair(query, decodes, prefills, scores, rejections, random)
         if pair is not None:
             return pair
         if alone and (self._settings.allow_aggregated_fallback or not (decodes or prefills)):
-            return self._alone(query, alone, scores, rejections, random, "no prefill/decode pair can take it now")
+            return self._alone(query, alone, scores, rejections, random, "NO_PAIR")
         return Refusal(_no_place(query, workers, decodes, prefills, rejections), tuple(rejections))
 
     def replace_decode(
@@ -92,9 +91,7 @@ class Planner:
                     prefill = self._best(query, prefer_untried(fitting, query.avoid), scores, random)
                     facts = prefill.worker.facts
                     handshake = handshake_for(facts.handshake, facts.kv_connector) if facts is not None else None
-                    return Plan(
-                        decode, prefill, handshake, scores, tuple(rejections), "a prefill and a decode worker fit"
-                    )
+                    return Plan(decode, prefill, handshake, scores, tuple(rejections), "PAIR_FITS")
                 pool.remove(decode)
         return None
 
@@ -105,10 +102,10 @@ class Planner:
         scores: dict[RankKey, float],
         rejections: Sequence[Rejection],
         random: float,
-        why: str,
+        reason: str,
     ) -> Plan:
         chosen = self._best(query, prefer_untried(candidates, query.avoid), scores, random)
-        return Plan(chosen, None, None, scores, tuple(rejections), why)
+        return Plan(chosen, None, None, scores, tuple(rejections), reason)
 
     def _best(
         self, query: Query, candidates: Sequence[Candidate], scores: dict[RankKey, float], random: float

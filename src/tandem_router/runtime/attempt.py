@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tandem_router.core.pair import Directive, Do, PairInput, PairMachine
 from tandem_router.core.relay_events import FirstToken, LegAborted, LegClosed, LegSent, PrefillLost
@@ -21,53 +21,18 @@ from tandem_router.model.request import LegRequest
 from tandem_router.model.stream import EngineChunk, EngineEnd, EngineItem, ServedBy
 from tandem_router.policies.contract import Candidate, Plan, Query
 from tandem_router.ports import EngineCall
+from tandem_router.runtime.attempt_values import AttemptLeg, Boundaries, Lost, Won
 from tandem_router.runtime.delivery import Delivery
 from tandem_router.runtime.handles import release_handle
+from tandem_router.runtime.leg_requests import leg_request, who_serves
 from tandem_router.runtime.relay_environment import RelayEnvironment
 
-__all__ = ["Lost", "PairAttempt", "Won"]
+__all__ = ["PairAttempt"]
 
 _BROKEN = {LegRole.PREFILL: PairInput.PREFILL_BROKEN, LegRole.DECODE: PairInput.DECODE_BROKEN}
 _ITEM = {LegRole.PREFILL: PairInput.PREFILL_ITEM, LegRole.DECODE: PairInput.DECODE_ITEM}
 _FINISHED = {LegRole.PREFILL: PairInput.PREFILL_FINISHED, LegRole.DECODE: PairInput.DECODE_FINISHED}
 _GRACE_OVER = {LegRole.PREFILL: PairInput.PREFILL_GRACE_OVER, LegRole.DECODE: PairInput.DECODE_GRACE_OVER}
-
-
-@dataclass(frozen=True, slots=True)
-class Won:
-    """The stream ended well."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The attempt failed; `blamed` are the workers that another attempt should avoid."""
-
-    failure: Failure
-    blamed: tuple[WorkerId, ...]
-    is_committed: bool
-
-
-@dataclass(slots=True)
-class _Leg:
-    """One reserved slot and, once sent, the call on it."""
-
-    role: LegRole
-    candidate: Candidate
-    id: str
-    call: EngineCall | None = None
-    task: asyncio.Task[None] | None = None
-    grace: asyncio.TimerHandle | None = None
-    is_closed: bool = False
-
-
-@dataclass(slots=True)
-class Boundaries:
-    """Moments of an attempt on the router's monotonic clock; None while not reached."""
-
-    planned_s: float
-    sent_s: float | None = None
-    prefill_ended_s: float | None = None
-    first_token_s: float | None = None
 
 
 class PairAttempt:
@@ -110,6 +75,8 @@ class PairAttempt:
         self._blamed: list[WorkerId] = []
         self._outcome: asyncio.Future[Won | Lost] = asyncio.get_running_loop().create_future()
         self.prefill_end: EngineEnd | None = None
+        self.last_item_s: float | None = None
+        """When decode last sent something; None before the first token."""
         self.boundaries = Boundaries(planned_s=env.clock.monotonic_s())
         self._started_wall_s = env.clock.wall_s()
         env.attempts[pair_id] = self
@@ -140,17 +107,7 @@ class PairAttempt:
     def served_by(self) -> ServedBy:
         """Who works on it."""
         prefill = None if self._prefill is None else self._prefill.candidate
-        facts = self._decode.candidate.worker.facts
-        return ServedBy(
-            pair_id=self.pair_id,
-            kind=self.plan.kind,
-            decode_worker_id=self._decode.candidate.worker.id,
-            decode_dp_rank=self._decode.candidate.dp_rank,
-            prefill_worker_id=None if prefill is None else prefill.worker.id,
-            prefill_dp_rank=None if prefill is None else prefill.dp_rank,
-            room=self._room,
-            connector=None if prefill is None or facts is None else facts.kv_connector,
-        )
+        return who_serves(self.pair_id, self.plan.kind, prefill, self._decode.candidate, self._room)
 
     def view(self) -> PairView:
         """The pair as operators see it."""
@@ -211,24 +168,17 @@ class PairAttempt:
                 lost = Lost(_known(directive.failure), tuple(self._blamed), self._machine.is_committed)
                 self._answer(lost)
 
-    def _reserve(self, role: LegRole, candidate: Candidate) -> _Leg:
-        return _Leg(role, candidate, self._env.open_leg(candidate.key, role, len(self._common.token_ids)))
+    def _reserve(self, role: LegRole, candidate: Candidate) -> AttemptLeg:
+        return AttemptLeg(role, candidate, self._env.open_leg(candidate.key, role, len(self._common.token_ids)))
 
     def leg_request(self, role: LegRole, leg_id: str) -> LegRequest:
         """What goes to the engine for one leg; for a handoff's decode, prefill must have ended."""
-        common = replace(self._common, leg_id=leg_id, kind=self.plan.kind, role=role)
-        handshake, prefill = self.plan.handshake, self._prefill
-        if handshake is None or prefill is None:
-            return replace(common, dp_rank=_rank(self._decode.candidate))
-        source, target = prefill.candidate.worker, self._decode.candidate.worker
-        if role is LegRole.PREFILL:
-            common = replace(common, dp_rank=_rank(prefill.candidate))
-            return handshake.prefill_leg(common, prefill=source, decode=target, room=self._room)
+        common = replace(self._common, leg_id=leg_id)
+        prefill = None if self._prefill is None else self._prefill.candidate
         params = None if self.prefill_end is None else self.prefill_end.transfer_params
-        common = replace(common, dp_rank=_rank(self._decode.candidate))
-        return handshake.decode_leg(common, prefill=source, decode=target, room=self._room, transfer_params=params)
+        return leg_request(common, role, self.plan.handshake, prefill, self._decode.candidate, self._room, params)
 
-    def _send(self, leg: _Leg) -> None:
+    def _send(self, leg: AttemptLeg) -> None:
         client = self._env.fleet.client(leg.candidate.key)
         if client is None:
             failure = EngineFailure(
@@ -262,7 +212,7 @@ class PairAttempt:
             left_s += self._env.settings.transfer_grace_s
         return left_s
 
-    async def _read(self, leg: _Leg, call: EngineCall) -> None:
+    async def _read(self, leg: AttemptLeg, call: EngineCall) -> None:
         """Drain one leg. Kept tiny: this loop runs once per token."""
         try:
             while (item := await call.receive()) is not None:
@@ -272,6 +222,7 @@ class PairAttempt:
                     if isinstance(item, EngineChunk):
                         self._feed(PairInput.DECODE_ITEM)
                 else:
+                    self.last_item_s = self._env.clock.monotonic_s()
                     if not self._machine.is_committed:
                         self._feed(PairInput.DECODE_ITEM)
                     if not self._delivery.put(item):
@@ -292,7 +243,7 @@ class PairAttempt:
         else:
             self._feed(PairInput.PREFILL_ITEM)
 
-    def _finished(self, leg: _Leg) -> None:
+    def _finished(self, leg: AttemptLeg) -> None:
         self._env.fleet.leg_succeeded(leg.candidate.key)
         if leg.role is LegRole.PREFILL:
             self.boundaries.prefill_ended_s = self._env.clock.monotonic_s()
@@ -308,7 +259,7 @@ class PairAttempt:
                 return
         self._feed(_FINISHED[leg.role])
 
-    def _broken(self, leg: _Leg, failure: EngineFailure) -> None:
+    def _broken(self, leg: AttemptLeg, failure: EngineFailure) -> None:
         self._env.fleet.leg_failed(leg.candidate.key, failure)
         if not self._machine.is_ended:
             self._blamed.append(leg.candidate.worker.id)
@@ -322,17 +273,17 @@ class PairAttempt:
         else:
             self._feed(_BROKEN[leg.role], record)
 
-    def _where(self, leg: _Leg) -> dict[str, str]:
+    def _where(self, leg: AttemptLeg) -> dict[str, str]:
         candidate = leg.candidate
         return {"leg": leg.role.lower(), "worker_id": candidate.worker.id, "dp_rank": str(candidate.dp_rank)}
 
-    def _stop(self, leg: _Leg) -> None:
+    def _stop(self, leg: AttemptLeg) -> None:
         if leg.call is None:
             return
         leg.call.cancel()
         self._env.scope.spawn(self._abort(leg), f"abort {leg.id}")
 
-    async def _abort(self, leg: _Leg) -> None:
+    async def _abort(self, leg: AttemptLeg) -> None:
         """The Abort rpc, beside the call's cancel: some engines heed only the one, some only the other."""
         client = self._env.fleet.client(leg.candidate.key)
         failure: Failure | None = None
@@ -343,11 +294,11 @@ class PairAttempt:
                 failure = Failure(error.reason, error.sentence, self._where(leg))
         self._env.observer.observe(LegAborted(leg.id, failure))
 
-    def _linger(self, leg: _Leg) -> None:
+    def _linger(self, leg: AttemptLeg) -> None:
         loop = asyncio.get_running_loop()
         leg.grace = loop.call_later(self._env.settings.transfer_grace_s, self._feed, _GRACE_OVER[leg.role])
 
-    def _close(self, leg: _Leg) -> None:
+    def _close(self, leg: AttemptLeg) -> None:
         leg.is_closed = True
         if leg.grace is not None:
             leg.grace.cancel()
@@ -379,16 +330,10 @@ class PairAttempt:
         if self._env.attempts.pop(self.pair_id, None) is not None and self._room is not None:
             self._env.rooms.retire(self._room, now_s=self._env.clock.monotonic_s())
 
-    def _leg(self, role: LegRole | None) -> _Leg:
+    def _leg(self, role: LegRole | None) -> AttemptLeg:
         leg = self._prefill if role is LegRole.PREFILL else self._decode
         assert leg is not None, "the machine speaks of a leg that was never reserved"
         return leg
-
-
-def _rank(candidate: Candidate) -> int | None:
-    """The rank as sent: presence matters, so 0 is sent too, but not to an engine that has one rank only."""
-    facts = candidate.worker.facts
-    return candidate.dp_rank if facts is not None and facts.dp_size > 1 else None
 
 
 def _known(failure: Failure | None) -> Failure:

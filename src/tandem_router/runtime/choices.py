@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tandem_router.errors import Reason, TandemError
 from tandem_router.model.request import GenerateRequest, Output
 from tandem_router.model.stream import ChoiceEnd, EngineEnd, EngineItem, OutputChunk
-from tandem_router.ports import Clock, TextCodec, TextStream, TokenSink
+from tandem_router.ports import TextCodec, TextStream, TokenSink
 
 __all__ = ["ChoiceOutputs"]
 
@@ -23,7 +23,7 @@ class _Choice:
 class ChoiceOutputs:
     """The output of one call. `put` is the hot path: once per token and choice."""
 
-    def __init__(self, request: GenerateRequest, codec: TextCodec | None, sink: TokenSink, clock: Clock) -> None:
+    def __init__(self, request: GenerateRequest, codec: TextCodec | None, sink: TokenSink) -> None:
         wants_text = request.output is not Output.TOKENS
         if wants_text and codec is None:
             raise TandemError(
@@ -32,7 +32,6 @@ class ChoiceOutputs:
                 field="output",
             )
         self._sink = sink
-        self._clock = clock
         self._sends_tokens = request.output is not Output.TEXT
         skip = request.sampling.skip_special_tokens is not False
         self._choices = [
@@ -41,8 +40,6 @@ class ChoiceOutputs:
         ]
         # Choices over pairs come from one task each, and a stream takes one message at a time.
         self._turn = asyncio.Lock()
-        self.last_token_s: float | None = None
-        """When the newest token came; None before the first."""
         self.cached_tokens = 0
         """The largest count of cached prompt tokens that an engine has named."""
 
@@ -58,7 +55,6 @@ class ChoiceOutputs:
         text = ""
         if tokens:
             choice.offset += len(tokens)
-            self.last_token_s = self._clock.monotonic_s()
             if choice.text is not None:
                 text = choice.text.push(tokens)
         self.cached_tokens = max(self.cached_tokens, item.cached_tokens)

@@ -12,17 +12,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tandem_router.core.guard import allowed_new_tokens, check_prompt
-from tandem_router.errors import Reason, TandemError
+from tandem_router.errors import Reason
 from tandem_router.model.failure import Failure
 from tandem_router.model.pairing import HandshakeKind, LegRole
 from tandem_router.model.request import GenerateRequest, LegRequest, RequestContext, Sampling
 from tandem_router.model.stream import Finished, PhaseTimings, Usage
-from tandem_router.model.worker import Worker
 from tandem_router.policies.contract import Plan, Query, Refusal
-from tandem_router.policies.plan import unknown_model
-from tandem_router.ports import TextCodec, TokenSink
+from tandem_router.ports import TokenSink
 from tandem_router.runtime.attempt import PairAttempt
 from tandem_router.runtime.choices import ChoiceOutputs
+from tandem_router.runtime.prompt import facts_of_model, query_of, resolve_model, tokenize
 from tandem_router.runtime.relay_environment import RelayEnvironment
 from tandem_router.runtime.together import run_together
 from tandem_router.runtime.tries import Tries
@@ -48,11 +47,11 @@ class Generation:
 
     async def run(self) -> Finished:
         """Carry the call out, to the sink; returns what the last message said. Raises TandemError on a bad end."""
-        model = self._resolve_model()
+        workers = self._env.fleet.workers()
+        model = resolve_model(self.request.model, workers)
         codec = self._env.codecs.get(model)
-        token_ids = await self._tokenize(model, codec)
-        worker = self._any_worker(model)
-        facts = worker.facts
+        token_ids = await tokenize(self.request, model, codec)
+        facts = facts_of_model(model, workers)
         vocab_size = codec.vocab_size if codec is not None else None
         if facts is not None and facts.vocab_size is not None:
             vocab_size = facts.vocab_size
@@ -68,14 +67,8 @@ class Generation:
             top_logprobs=self.request.top_logprobs,
             traceparent=self._context.traceparent,
         )
-        query = Query(
-            model,
-            len(token_ids),
-            needs_seed=_needs_seed(sampling),
-            target_worker_id=self.request.target_worker_id,
-            target_dp_rank=self.request.target_dp_rank,
-        )
-        self._outputs = ChoiceOutputs(self.request, codec, self._sink, self._env.clock)
+        query = query_of(self.request, model, len(token_ids))
+        self._outputs = ChoiceOutputs(self.request, codec, self._sink)
         plan = self._plan(query)
         await self._serve(plan, query, common, self._outputs)
         finished = self._finish(model, len(token_ids), self._outputs)
@@ -109,7 +102,8 @@ class Generation:
 
     def _next_limit(self) -> tuple[Failure | None, float | None]:
         limits = self.request.timeouts
-        last_s = None if self._outputs is None else self._outputs.last_token_s
+        seen = [tries.last_item_s for tries in self._tries if tries.last_item_s is not None]
+        last_s = max(seen) if seen else None
         total = Failure(Reason.TOTAL_TIMEOUT, "the request outlived its deadline")
         due: tuple[Failure | None, float | None] = (total, self._deadline_s) if self._deadline_s else (None, None)
         if last_s is None and limits.first_token_s is not None:
@@ -121,39 +115,6 @@ class Generation:
             inter = Failure(Reason.INTER_TOKEN_TIMEOUT, f"no further token came within {limits.inter_token_s:g} s")
             due = _sooner(due, (inter, since_s + limits.inter_token_s))
         return due
-
-    def _resolve_model(self) -> str:
-        """The id of the model card that the request's name means; an empty name means the only model there is."""
-        cards = [card for worker in self._env.fleet.workers().values() for card in worker.models]
-        known = list(dict.fromkeys(card.id for card in cards))
-        if not self.request.model and len(known) == 1:
-            return known[0]
-        for card in cards:
-            if self.request.model == card.id or self.request.model in card.aliases:
-                return card.id
-        raise unknown_model(self.request.model, self._env.fleet.workers()).to_error()
-
-    def _any_worker(self, model: str) -> Worker:
-        serving = [worker for worker in self._env.fleet.workers().values() if worker.serves(model)]
-        read = [worker for worker in serving if worker.facts is not None]
-        return (read or serving)[0]
-
-    async def _tokenize(self, model: str, codec: TextCodec | None) -> tuple[int, ...]:
-        request = self.request
-        if request.token_ids is not None:
-            return request.token_ids
-        if codec is None:
-            raise TandemError(
-                Reason.TOKENIZER_UNAVAILABLE,
-                f"no tokenizer is loaded for model {model}",
-                field="input",
-                metadata={"model": model},
-            )
-        text = request.text
-        if text is None:
-            messages = request.messages or ()
-            text = await codec.render_chat([(message.role, message.content) for message in messages])
-        return await codec.encode(text)
 
     def _bounded(self, prompt_tokens: int, context_length: int | None) -> Sampling:
         sampling = self.request.sampling
@@ -224,12 +185,6 @@ class Generation:
 def _choice_sampling(sampling: Sampling, index: int) -> Sampling:
     seed = None if sampling.seed is None else sampling.seed + index
     return replace(sampling, n=1, seed=seed)
-
-
-def _needs_seed(sampling: Sampling) -> bool:
-    """Greedy sampling draws nothing, so a seed changes nothing there and any worker will do."""
-    is_greedy = sampling.temperature == 0 or sampling.top_k == 1
-    return sampling.seed is not None and not is_greedy
 
 
 def _after(now_s: float, limit_s: float | None) -> float | None:

@@ -145,7 +145,12 @@ class Relay:
         self._is_draining = True
 
     async def drain(self, timeout_s: float | None) -> int:
-        """Wait until no call runs; after `timeout_s` (None = for ever) end those that do, and say how many."""
+        """Wait until no call runs; after `timeout_s` (None = for ever) end those that do, and say how many.
+
+        Legs that linger then have what is left of the time, at most the transfer grace: closing a connection under a
+        transfer is the abort that they linger to avoid. With a `timeout_s` of 0 nothing is waited for.
+        """
+        began_s = self.env.clock.monotonic_s()
         self.begin_drain()
         try:
             async with asyncio.timeout(timeout_s):
@@ -155,6 +160,11 @@ class Relay:
         left = list(self._calls.values())
         for call in left:
             call.cancel(Failure(Reason.DRAINING, "the router shut down before the request ended"))
+        grace_s = self.env.settings.transfer_grace_s
+        if timeout_s is not None:
+            grace_s = min(grace_s, timeout_s - (self.env.clock.monotonic_s() - began_s))
+        if grace_s > 0:
+            await self.env.scope.settle(grace_s)
         return len(left)
 
     async def close(self) -> None:

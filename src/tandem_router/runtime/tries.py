@@ -15,7 +15,8 @@ from tandem_router.model.ids import PairId
 from tandem_router.model.request import LegRequest
 from tandem_router.model.stream import Attempt, EngineItem
 from tandem_router.policies.contract import Plan, Query, Refusal
-from tandem_router.runtime.attempt import PairAttempt, Won
+from tandem_router.runtime.attempt import PairAttempt
+from tandem_router.runtime.attempt_values import Won
 from tandem_router.runtime.relay_environment import RelayEnvironment
 
 __all__ = ["Tries"]
@@ -42,6 +43,11 @@ class Tries:
         """End the running attempt."""
         if self._current is not None:
             self._current.cancel(failure)
+
+    @property
+    def last_item_s(self) -> float | None:
+        """When the running attempt's decode last sent something; None before its first token."""
+        return None if self._current is None else self._current.last_item_s
 
     async def run(self, plan: Plan, deliver: Callable[[EngineItem], Awaitable[None]]) -> None:
         """Return when an attempt is won; raise TandemError when no further one makes sense."""

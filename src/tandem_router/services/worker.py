@@ -19,7 +19,7 @@ from tandem_router.wire.checks import duration, not_yet, present, text
 from tandem_router.wire.filters import worker_matches
 from tandem_router.wire.job import job_pb
 from tandem_router.wire.paging import page
-from tandem_router.wire.spec import credentials_of, spec_of
+from tandem_router.wire.spec import credentials_of, refuse_what_is_not_carried_out, spec_of
 from tandem_router.wire.worker import worker_pb
 
 __all__ = ["WorkerServicer"]
@@ -40,6 +40,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         text("request_id", request.request_id, most=128)
         # A missing spec reads as an empty one, which has no endpoint and is refused for that.
         spec = spec_of(request.spec)
+        refuse_what_is_not_carried_out(spec)
         credentials = credentials_of(request.credentials)
         worker, job = await self._registry.create_worker(spec, credentials, request.request_id or None)
         return pb.CreateWorkerResponse(worker=worker_pb(worker, job), job=job_pb(job))
@@ -67,6 +68,8 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             raise not_yet("expected_generation")
         drain_s = duration(request, "drain_timeout", request.drain_timeout)
         before = await self._registry.get_worker(request.worker_id)
+        if drain_s is None:
+            drain_s = before.spec.health.drain_settle_s
         job = await self._registry.delete_worker(request.worker_id, drain_s, False)
         try:
             worker = await self._registry.get_worker(request.worker_id)

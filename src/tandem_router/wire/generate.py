@@ -76,6 +76,10 @@ def _refuse_what_is_not_carried_out(message: pb.GenerateRequest) -> None:
     for name in ("constraint", "target_prefill_worker", "queue_updates"):
         if present(message, name):
             raise not_yet(name)
+    if message.priority:
+        raise not_yet("priority", "There is no queue yet in which it could count.")
+    if message.session_key:
+        raise not_yet("session_key", "Requests do not stick to workers yet.")
     if message.adapters:
         raise not_yet("adapters")
     cache = message.cache

@@ -7,14 +7,31 @@ from typing import TypeVar
 from tandem.v1 import kv_pb2, worker_spec_pb2
 from tandem_router.errors import Reason, TandemError
 from tandem_router.model.pairing import KvRole
-from tandem_router.model.spec import ConnectionMode, RuntimeType, WorkerSpec, WorkerType
+from tandem_router.model.spec import (
+    ConnectionMode,
+    OverloadOverrides,
+    ResilienceOverrides,
+    RuntimeType,
+    WorkerSpec,
+    WorkerType,
+)
 from tandem_router.model.worker import Credentials
 from tandem_router.wire import options
-from tandem_router.wire.checks import at_most, duration, invalid, not_yet, number, present, text, text_map
+from tandem_router.wire.checks import (
+    at_most,
+    duration,
+    invalid,
+    not_yet,
+    number,
+    present,
+    refuse_unless_default,
+    text,
+    text_map,
+)
 from tandem_router.wire.model_card import card_of, card_pb
 from tandem_router.wire.scalars import enum_name, optional_duration_pb
 
-__all__ = ["credentials_of", "kv_role_pb", "spec_of", "spec_pb"]
+__all__ = ["credentials_of", "kv_role_pb", "refuse_what_is_not_carried_out", "spec_of", "spec_pb"]
 
 Value = TypeVar("Value")
 
@@ -83,6 +100,21 @@ def spec_of(message: worker_spec_pb2.WorkerSpec, path: str = "spec") -> WorkerSp
             message, f"{path}.load_monitor_interval", message.load_monitor_interval, least_s=0.1
         ),
     )
+
+
+def refuse_what_is_not_carried_out(spec: WorkerSpec, path: str = "spec") -> None:
+    """Raise FEATURE_NOT_IMPLEMENTED for what would be kept and shown and change nothing; its default is accepted.
+
+    A line goes when the runtime reads its field.
+    """
+    refuse_unless_default(f"{path}.priority", spec.priority, None if spec.priority is None else 50)
+    refuse_unless_default(f"{path}.cost", spec.cost, None if spec.cost is None else 1.0)
+    refuse_unless_default(f"{path}.resilience", spec.resilience, ResilienceOverrides())
+    refuse_unless_default(f"{path}.overload", spec.overload, OverloadOverrides())
+    refuse_unless_default(f"{path}.load_monitor_interval", spec.load_monitor_interval_s, None)
+    for index, card in enumerate(spec.models):
+        for name in ("tokenizer_path", "chat_template", "reasoning_parser", "tool_parser"):
+            refuse_unless_default(f"{path}.models[{index}].{name}", getattr(card, name), None)
 
 
 def spec_pb(spec: WorkerSpec) -> worker_spec_pb2.WorkerSpec:
