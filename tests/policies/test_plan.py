@@ -13,6 +13,7 @@ from tests.policies.fleet import fleet, worker
 from tandem_router.errors import Reason
 from tandem_router.model.ids import RankKey
 from tandem_router.model.pairing import HandshakeKind
+from tandem_router.model.request import ServingMode
 from tandem_router.model.settings import RuntimeSettings
 from tandem_router.model.spec import WorkerType
 from tandem_router.model.worker import Worker, WorkerStatus
@@ -97,6 +98,34 @@ def test_a_target_worker_decodes_and_its_rank_is_kept() -> None:
     made = plan(*workers, query=replace(QUERY, target_worker_id=workers[1].id, target_dp_rank=2))
     assert isinstance(made, Plan)
     assert made.decode.key == RankKey(workers[1].id, 1, 2)
+
+
+def test_a_stated_serving_mode_is_kept() -> None:
+    workers = [worker(1, P), worker(2, D), worker(3, R)]
+    alone = plan(*workers, query=replace(QUERY, serving_mode=ServingMode.AGGREGATED))
+    pair = plan(*workers, query=replace(QUERY, serving_mode=ServingMode.DISAGGREGATED))
+    assert isinstance(alone, Plan)
+    assert isinstance(pair, Plan)
+    assert (alone.kind, alone.reason) == (HandshakeKind.AGGREGATE, "REQUESTED")
+    assert pair.kind is HandshakeKind.RENDEZVOUS
+
+
+@pytest.mark.parametrize(
+    ("workers", "mode"),
+    [([worker(3, R)], ServingMode.DISAGGREGATED), ([worker(1, P), worker(2, D)], ServingMode.AGGREGATED)],
+)
+def test_a_serving_mode_that_no_worker_offers_is_refused(workers: list[Worker], mode: ServingMode) -> None:
+    refused = plan(*workers, query=replace(QUERY, serving_mode=mode))
+    assert isinstance(refused, Refusal)
+    assert refused.failure.reason is Reason.NO_READY_WORKER
+
+
+def test_a_target_prefill_prefills_whatever_its_load() -> None:
+    workers = [worker(1, P), worker(2, P), worker(3, D)]
+    made = plan(*workers, query=replace(QUERY, target_prefill_id=workers[1].id), load={workers[1].id: 9})
+    assert isinstance(made, Plan)
+    assert made.prefill is not None
+    assert made.prefill.worker.id == workers[1].id
 
 
 @pytest.mark.parametrize(

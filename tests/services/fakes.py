@@ -11,11 +11,12 @@ from pathlib import Path
 import grpc
 
 from tandem_router.errors import Reason, TandemError
+from tandem_router.model.explanation import Clash, Explanation, Judged
 from tandem_router.model.failure import Failure
 from tandem_router.model.ids import JobId, PairId, RankKey, WorkerId
 from tandem_router.model.job import Job, JobState, JobStep, JobType
 from tandem_router.model.pairing import HandshakeKind, LegState, PairState, PairView
-from tandem_router.model.request import GenerateRequest, RequestContext
+from tandem_router.model.request import GenerateRequest, RequestContext, ServingMode
 from tandem_router.model.spec import RuntimeType, WorkerSpec, WorkerType
 from tandem_router.model.stream import (
     Attempt,
@@ -156,6 +157,7 @@ class FakeRelay:
     refusal: TandemError | None = None
     started: list[tuple[GenerateRequest, RequestContext]] = field(default_factory=list)
     calls: list[FakeCall] = field(default_factory=list)
+    explained: list[tuple[GenerateRequest, int | None]] = field(default_factory=list)
 
     def start(self, request: GenerateRequest, context: RequestContext, sink: TokenSink) -> FakeCall:
         if self.refusal is not None:
@@ -166,6 +168,28 @@ class FakeRelay:
 
     def abort(self, principal: str, request_id: str) -> bool:
         return any(request.request_id == request_id for request, _ in self.started)
+
+    async def explain(self, request: GenerateRequest, assumed_prompt_tokens: int | None) -> Explanation:
+        self.explained.append((request, assumed_prompt_tokens))
+        key, decode = RankKey(WorkerId(W1), 1, 0), RankKey(WorkerId(W2), 1, 0)
+        left_out = Judged(WorkerId(W2), None, None, ("NOT_READY", "its status is DRAINING"), False)
+        return Explanation(
+            serving_mode=ServingMode.DISAGGREGATED,
+            reason="PAIR_FITS",
+            kind=HandshakeKind.RENDEZVOUS,
+            connector="tcp",
+            prefill=key,
+            decode=decode,
+            judged={
+                WorkerType.PREFILL: (Judged(WorkerId(W1), 0, 1.0, None, True),),
+                WorkerType.DECODE: (left_out,),
+                WorkerType.REGULAR: (),
+            },
+            scorer="least_in_flight",
+            clashes=(Clash(WorkerId(W1), WorkerId(W2), Failure(Reason.NO_COMPATIBLE_PAIR, "kv_dtype differs")),),
+            failure=None,
+            prompt_tokens=assumed_prompt_tokens,
+        )
 
     def pairs(self) -> tuple[PairView, ...]:
         key, decode = RankKey(WorkerId(W1), 1, 0), RankKey(WorkerId(W2), 1, 0)
@@ -249,7 +273,12 @@ async def served(folder: Path) -> AsyncIterator[House]:
     health = HealthServicer(board)
     public = router_server(router, health, ids, limits)
     admin = admin_server(
-        WorkerServicer(registry, lambda key: 3, clock), JobServicer(registry), PairServicer(relay), health, ids, limits
+        WorkerServicer(registry, lambda key: 3, clock),
+        JobServicer(registry),
+        PairServicer(relay, 1 << 20),
+        health,
+        ids,
+        limits,
     )
     public.add_insecure_port(f"unix:{folder}/public")
     admin.add_insecure_port(f"unix:{folder}/admin")

@@ -36,7 +36,6 @@ MISSING = [
     ("WorkerService", "WatchWorkers"),
     ("JobService", "CancelJob"),
     ("JobService", "WatchJob"),
-    ("PairService", "PlanPair"),
     ("PairService", "ReservePair"),
     ("PairService", "ReleasePair"),
     ("PairService", "WatchPairs"),

@@ -9,7 +9,7 @@ from google.protobuf import json_format
 
 from tandem.v1 import generate_pb2
 from tandem_router.errors import Reason, TandemError
-from tandem_router.model.request import GenerateRequest, Output
+from tandem_router.model.request import GenerateRequest, Output, ServingMode
 from tandem_router.wire.generate import generate_of, request_id_of
 
 USER = {"role": "CHAT_ROLE_USER", "content": "hi"}
@@ -111,8 +111,6 @@ NOT_YET: list[tuple[dict[str, Any], str]] = [
     ({"adapters": [{"name": "a"}]}, "adapters"),
     ({"cache": {"read": False}}, "cache"),
     ({"cache": {"salt": "x"}}, "cache"),
-    ({"target_prefill_worker": {"worker_id": WORKER}}, "target_prefill_worker"),
-    ({"serving_mode": "SERVING_MODE_AGGREGATED"}, "serving_mode"),
     ({"queue_updates": "1s"}, "queue_updates"),
     ({"resume_window": "1s"}, "resume_window"),
     ({"migration": "MIGRATION_MODE_EXACT"}, "migration"),
@@ -175,3 +173,39 @@ def test_bad_request_id_is_refused(value: str) -> None:
 @pytest.mark.parametrize("field", [field.name for field in generate_pb2.GenerateRequest.DESCRIPTOR.fields])
 def test_no_field_lets_a_client_choose_a_room(field: str) -> None:
     assert "room" not in field
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("SERVING_MODE_UNSPECIFIED", None),
+        ("SERVING_MODE_AGGREGATED", ServingMode.AGGREGATED),
+        ("SERVING_MODE_DISAGGREGATED", ServingMode.DISAGGREGATED),
+    ],
+)
+def test_serving_mode_is_kept(mode: str, expected: ServingMode | None) -> None:
+    message = generate_pb2.GenerateRequest(text="x", serving_mode=mode)
+    assert generate_of(message, request_id="r", max_prompt_bytes=10).serving_mode is expected
+
+
+def test_both_targets_are_kept_with_their_ranks() -> None:
+    ids = [f"00000000-0000-4000-8000-00000000000{n}" for n in (1, 2)]
+    message = generate_pb2.GenerateRequest(
+        text="x",
+        target_worker={"worker_id": ids[0].upper()},
+        target_prefill_worker={"worker_id": ids[1], "dp_rank": 0},
+    )
+    request = generate_of(message, request_id="r", max_prompt_bytes=10)
+    assert (request.target_worker_id, request.target_dp_rank) == (ids[0], None)
+    assert (request.target_prefill_id, request.target_prefill_rank) == (ids[1], 0)
+
+
+def test_one_worker_with_a_prefill_target_contradicts_itself() -> None:
+    message = generate_pb2.GenerateRequest(
+        text="x",
+        serving_mode=generate_pb2.SERVING_MODE_AGGREGATED,
+        target_prefill_worker={"worker_id": "00000000-0000-4000-8000-000000000001"},
+    )
+    with pytest.raises(TandemError) as refused:
+        generate_of(message, request_id="r", max_prompt_bytes=10)
+    assert refused.value.field == "serving_mode"

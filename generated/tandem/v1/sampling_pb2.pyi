@@ -88,7 +88,9 @@ class SamplingParams(_message.Message):
     n: _builtins.int
     """Number of choices. Default 1; 1 to 128."""
     max_tokens: _builtins.int
-    """Most tokens of one choice. Default: what the context length leaves. At least 1."""
+    """Most tokens of one choice, at least 1. Default: the server's default_max_tokens (256), or what the context length
+    leaves where that is less.
+    """
     min_tokens: _builtins.int
     """Least tokens of one choice before a stop counts. Default 0; at most max_tokens."""
     ignore_eos: _builtins.bool

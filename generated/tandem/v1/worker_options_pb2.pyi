@@ -41,7 +41,7 @@ class HealthOverrides(_message.Message):
 
     @_builtins.property
     def check_interval(self) -> _duration_pb2.Duration:
-        """Time between the starts of two probes. Default 10 s; at least 100 ms."""
+        """Time between the starts of two probes. Default 5 s; at least 100 ms."""
 
     @_builtins.property
     def drain_settle(self) -> _duration_pb2.Duration:
@@ -96,7 +96,7 @@ class ResilienceOverrides(_message.Message):
     max_attempts: _builtins.int
     """Tries of one client call in all, the first one included, over all workers. Default 3; 1 to 10."""
     backoff_multiplier: _builtins.float
-    """Factor from one pause to the next. Default 2; 1 to 10."""
+    """Factor from one pause to the next. Default 4; 1 to 10."""
     jitter: _builtins.float
     """Part of each pause that is random. Default 0.2; 0 to 1."""
     disable_retry: _builtins.bool
@@ -109,11 +109,11 @@ class ResilienceOverrides(_message.Message):
     """Let requests through whatever happened before. Default false."""
     @_builtins.property
     def initial_backoff(self) -> _duration_pb2.Duration:
-        """Pause before the first retry. Default 50 ms."""
+        """Pause before the first retry. Default 10 ms."""
 
     @_builtins.property
     def max_backoff(self) -> _duration_pb2.Duration:
-        """Longest pause between two tries. Default 1 s."""
+        """Longest pause between two tries. Default 500 ms."""
 
     @_builtins.property
     def breaker_open_duration(self) -> _duration_pb2.Duration:
@@ -241,7 +241,7 @@ class ChannelOptions(_message.Message):
     """For HTTP workers: idle connections kept. Default 8."""
     @_builtins.property
     def connect_timeout(self) -> _duration_pb2.Duration:
-        """Time limit for opening a connection. Default 10 s."""
+        """Time limit for opening a connection. Default 5 s."""
 
     @_builtins.property
     def keepalive_time(self) -> _duration_pb2.Duration:

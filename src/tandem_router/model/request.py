@@ -16,6 +16,7 @@ __all__ = [
     "Output",
     "RequestContext",
     "Sampling",
+    "ServingMode",
     "Timeouts",
 ]
 
@@ -61,6 +62,13 @@ class Output(enum.StrEnum):
     BOTH = "BOTH"
 
 
+class ServingMode(enum.StrEnum):
+    """Whether a request is served by a pair or by one worker."""
+
+    DISAGGREGATED = "DISAGGREGATED"
+    AGGREGATED = "AGGREGATED"
+
+
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """Limits of one request in seconds; None = no limit of its own."""
@@ -97,6 +105,10 @@ class GenerateRequest:
     session_key: str | None = None
     target_worker_id: WorkerId | None = None
     target_dp_rank: int | None = None
+    target_prefill_id: WorkerId | None = None
+    target_prefill_rank: int | None = None
+    serving_mode: ServingMode | None = None
+    """None = the router decides."""
 
 
 @dataclass(frozen=True, slots=True)

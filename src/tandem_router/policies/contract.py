@@ -10,6 +10,7 @@ from tandem_router.handshake.contract import Handshake
 from tandem_router.model.failure import Failure
 from tandem_router.model.ids import RankKey, WorkerId
 from tandem_router.model.pairing import AbortInTransfer, HandshakeKind
+from tandem_router.model.request import ServingMode
 from tandem_router.model.worker import Worker
 
 __all__ = ["Candidate", "Plan", "Query", "Refusal", "Rejection", "Scorer"]
@@ -23,7 +24,13 @@ class Query:
     prompt_tokens: int
     needs_seed: bool = False
     target_worker_id: WorkerId | None = None
+    """The worker that must decode, or serve alone."""
     target_dp_rank: int | None = None
+    target_prefill_id: WorkerId | None = None
+    """The worker that must prefill; naming one asks for a pair."""
+    target_prefill_rank: int | None = None
+    serving_mode: ServingMode | None = None
+    """What the caller insists on; None = the router decides."""
     avoid: Sequence[WorkerId] = ()
     """Workers that failed this request before; taken only when there is no other."""
 
@@ -64,7 +71,12 @@ class Plan:
     """Scores that led to the choice."""
     rejections: tuple[Rejection, ...]
     reason: str
-    """UPPER_SNAKE: why a pair or one worker: PAIR_FITS, PROMPT_SHORT, NO_PAIR."""
+    """UPPER_SNAKE: why a pair or one worker: PAIR_FITS, PROMPT_SHORT, NO_PAIR, REQUESTED."""
+
+    @property
+    def serving_mode(self) -> ServingMode:
+        """A pair or one worker."""
+        return ServingMode.AGGREGATED if self.handshake is None else ServingMode.DISAGGREGATED
 
     @property
     def kind(self) -> HandshakeKind:
@@ -87,6 +99,10 @@ class Refusal:
 
 class Scorer(Protocol):
     """A pure opinion about candidates: one score in [0, 1] each, higher is better, independent of their order."""
+
+    @property
+    def name(self) -> str:
+        """lower_snake; shown by PlanPair."""
 
     def score(self, query: Query, candidates: Sequence[Candidate]) -> Sequence[float]:
         """Scores in the order of the candidates."""

@@ -1,87 +1,68 @@
-"""The same choice as `plan`, with everything that was looked at: what PlanPair shows. Nothing is reserved."""
+"""The same choice as `Planner.plan`, with everything that was looked at. Nothing is reserved."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from tandem_router.model.failure import Failure
+from tandem_router.model.explanation import Clash, Explanation, Judged
 from tandem_router.model.ids import RankKey, WorkerId
+from tandem_router.model.pairing import HandshakeKind
 from tandem_router.model.spec import WorkerType
 from tandem_router.model.worker import Worker
 from tandem_router.policies.compatibility import incompatibility
-from tandem_router.policies.contract import Candidate, InFlight, Plan, Query, Refusal, Scorer
+from tandem_router.policies.contract import Candidate, InFlight, Plan, Query, Scorer
 from tandem_router.policies.filters import slots
 from tandem_router.policies.plan import Planner
 
-__all__ = ["Clash", "Explanation", "Judged", "explain"]
+__all__ = ["explain"]
 
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """One slot that was looked at for one role."""
-
-    worker_id: WorkerId
-    dp_rank: int
-    """0 where the worker was refused as a whole."""
-    score: float | None
-    """In [0, 1], higher is better; None where it was left out."""
-    refusal: tuple[str, str] | None
-    """Reason and sentence; None where it was scored."""
-    is_picked: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Clash:
-    """Why two workers cannot be a pair."""
-
-    prefill_worker_id: WorkerId
-    decode_worker_id: WorkerId
-    failure: Failure
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What would happen to a query now, and why."""
-
-    query: Query
-    outcome: Plan | Refusal
-    judged: Mapping[WorkerType, tuple[Judged, ...]]
-    """By role, picked first, then best first, then those left out."""
-    clashes: tuple[Clash, ...]
+_ROLES = (WorkerType.PREFILL, WorkerType.DECODE, WorkerType.REGULAR)
 
 
 def explain(
     planner: Planner,
-    scorer: Scorer,
     query: Query,
     workers: Mapping[WorkerId, Worker],
     in_flight: InFlight,
     *,
     random: float,
+    prompt_tokens: int | None,
 ) -> Explanation:
-    """Plan and say everything that was looked at; `random` in [0, 1) breaks ties as it does in `Planner.plan`."""
+    """Plan, and say everything that was looked at; `random` in [0, 1) breaks ties as it does in `Planner.plan`.
+
+    prompt_tokens: what is shown; None where the query's length is an assumption.
+    """
     outcome = planner.plan(query, workers, in_flight, random=random)
+    plan = outcome if isinstance(outcome, Plan) else None
     picked: dict[RankKey, None] = {}
-    if isinstance(outcome, Plan):
-        chosen = (outcome.decode,) if outcome.prefill is None else (outcome.decode, outcome.prefill)
-        picked = {candidate.key: None for candidate in chosen}
+    connector: str | None = None
+    if plan is not None:
+        picked[plan.decode.key] = None
+        if plan.prefill is not None:
+            picked[plan.prefill.key] = None
+            connector = None if plan.prefill.worker.facts is None else plan.prefill.worker.facts.kv_connector
     judged: dict[WorkerType, tuple[Judged, ...]] = {}
-    candidates: dict[WorkerType, list[Candidate]] = {}
-    for role in (WorkerType.PREFILL, WorkerType.DECODE, WorkerType.REGULAR):
+    candidates: dict[WorkerType, Sequence[Candidate]] = {}
+    for role in _ROLES:
         candidates[role], rejections = slots(query, workers, role, in_flight)
         refused = [
-            Judged(rejection.worker_id, 0, None, (rejection.reason, rejection.sentence), False)
+            Judged(rejection.worker_id, None, None, (rejection.reason, rejection.sentence), False)
             for rejection in rejections
         ]
-        judged[role] = (*_scored(scorer, query, candidates[role], picked), *refused)
-    clashes = tuple(
-        Clash(prefill.id, decode.id, failure)
-        for prefill in _workers(candidates[WorkerType.PREFILL])
-        for decode in _workers(candidates[WorkerType.DECODE])
-        if (failure := incompatibility(prefill, decode)) is not None
+        judged[role] = (*_scored(planner.scorer, query, candidates[role], picked), *refused)
+    return Explanation(
+        serving_mode=None if plan is None else plan.serving_mode,
+        reason="" if plan is None else plan.reason,
+        kind=HandshakeKind.AGGREGATE if plan is None else plan.kind,
+        connector=connector,
+        prefill=None if plan is None or plan.prefill is None else plan.prefill.key,
+        decode=None if plan is None else plan.decode.key,
+        judged=judged,
+        scorer=planner.scorer.name,
+        clashes=_clashes(candidates[WorkerType.PREFILL], candidates[WorkerType.DECODE]),
+        failure=None if isinstance(outcome, Plan) else outcome.failure,
+        prompt_tokens=prompt_tokens,
     )
-    return Explanation(query, outcome, judged, clashes)
 
 
 def _scored(
@@ -95,6 +76,15 @@ def _scored(
         for candidate, score in zip(candidates, scores, strict=True)
     ]
     return sorted(judged, key=lambda slot: (not slot.is_picked, -(slot.score or 0.0)))
+
+
+def _clashes(prefills: Sequence[Candidate], decodes: Sequence[Candidate]) -> tuple[Clash, ...]:
+    return tuple(
+        Clash(prefill.id, decode.id, failure)
+        for prefill in _workers(prefills)
+        for decode in _workers(decodes)
+        if (failure := incompatibility(prefill, decode)) is not None
+    )
 
 
 def _workers(candidates: Sequence[Candidate]) -> tuple[Worker, ...]:

@@ -25,7 +25,8 @@ def slots(
         if rejection is not None:
             rejections.append(rejection)
             continue
-        ranks = [rank for rank in worker.ranks if _takes_rank(query, worker, rank.dp_rank)]
+        wanted = _target(query, worker)[1]
+        ranks = [rank for rank in worker.ranks if wanted is None or rank.dp_rank == wanted]
         healthy = [rank for rank in ranks if rank.is_healthy]
         if not healthy:
             rejections.append(Rejection(worker.id, "RANK_UNHEALTHY", f"none of {len(ranks)} wanted ranks is healthy"))
@@ -42,15 +43,16 @@ def prefer_untried(candidates: Sequence[Candidate], avoid: Iterable[WorkerId]) -
 def _reject(query: Query, worker: Worker) -> Rejection | None:
     if worker.status is not WorkerStatus.READY:
         return Rejection(worker.id, "NOT_READY", f"its status is {worker.status}")
-    is_target_type = worker.worker_type is not WorkerType.PREFILL
-    if query.target_worker_id is not None and is_target_type and worker.id != query.target_worker_id:
-        return Rejection(worker.id, "NOT_TARGET", f"the request names worker {query.target_worker_id}")
+    target = _target(query, worker)[0]
+    if target is not None and worker.id != target:
+        return Rejection(worker.id, "NOT_TARGET", f"the request names worker {target}")
     if query.needs_seed and (worker.facts is None or not worker.facts.supports_seed):
         return Rejection(worker.id, "CANNOT_SEED", "its protocol carries no seed")
     return None
 
 
-def _takes_rank(query: Query, worker: Worker, dp_rank: int) -> bool:
-    if query.target_dp_rank is None or worker.id != query.target_worker_id:
-        return True
-    return dp_rank == query.target_dp_rank
+def _target(query: Query, worker: Worker) -> tuple[WorkerId | None, int | None]:
+    """The worker and rank that the query names for this worker's part; None leaves it open."""
+    if worker.worker_type is WorkerType.PREFILL:
+        return query.target_prefill_id, query.target_prefill_rank
+    return query.target_worker_id, query.target_dp_rank

@@ -1,6 +1,7 @@
 """From a fleet and a query to a Plan or a Refusal: decode is chosen first, then prefill among those that fit it.
 
-target_worker_id names the worker that decodes (or that serves alone); its prefill partner is chosen freely.
+A named target decodes (or serves alone), a named prefill target prefills, a stated serving mode is kept: a request is
+never served in a way that it did not ask for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from tandem_router.errors import Reason
 from tandem_router.handshake.build import handshake_for
 from tandem_router.model.failure import Failure
 from tandem_router.model.ids import RankKey, WorkerId
+from tandem_router.model.request import ServingMode
 from tandem_router.model.settings import RuntimeSettings
 from tandem_router.model.spec import WorkerType
 from tandem_router.model.worker import Worker
@@ -26,7 +28,7 @@ class Planner:
 
     def __init__(self, settings: RuntimeSettings, scorer: Scorer) -> None:
         self._settings = settings
-        self._scorer = scorer
+        self.scorer = scorer
 
     def plan(
         self, query: Query, workers: Mapping[WorkerId, Worker], in_flight: InFlight, *, random: float
@@ -40,13 +42,19 @@ class Planner:
         rejections += refused
         alone, refused = slots(query, workers, WorkerType.REGULAR, in_flight)
         rejections += refused
+        wants_pair = query.serving_mode is ServingMode.DISAGGREGATED or query.target_prefill_id is not None
+        if query.serving_mode is ServingMode.AGGREGATED:
+            if alone:
+                return self._alone(query, alone, scores, rejections, random, "REQUESTED")
+            return Refusal(_no_place(query, workers, decodes, prefills, rejections), tuple(rejections))
         is_short = query.prompt_tokens < self._settings.disaggregate_min_tokens
-        if is_short and alone:
+        if is_short and alone and not wants_pair:
             return self._alone(query, alone, scores, rejections, random, "PROMPT_SHORT")
         pair = self._pair(query, decodes, prefills, scores, rejections, random)
         if pair is not None:
             return pair
-        if alone and (self._settings.allow_aggregated_fallback or not (decodes or prefills)):
+        may_stand_in = self._settings.allow_aggregated_fallback or query.target_worker_id is not None
+        if alone and not wants_pair and (may_stand_in or not (decodes or prefills)):
             return self._alone(query, alone, scores, rejections, random, "NO_PAIR")
         return Refusal(_no_place(query, workers, decodes, prefills, rejections), tuple(rejections))
 
@@ -111,7 +119,7 @@ class Planner:
         self, query: Query, candidates: Sequence[Candidate], scores: dict[RankKey, float], random: float
     ) -> Candidate:
         """The highest score; one of the equals by `random`."""
-        given = self._scorer.score(query, candidates)
+        given = self.scorer.score(query, candidates)
         top = max(given)
         scores.update({candidate.key: score for candidate, score in zip(candidates, given, strict=True)})
         best = [candidate for candidate, score in zip(candidates, given, strict=True) if score == top]
@@ -134,12 +142,15 @@ def _no_place(
     rejections: Sequence[Rejection],
 ) -> Failure:
     metadata = {"model": query.model}
-    if query.target_worker_id is not None and query.target_worker_id not in workers:
-        return Failure(Reason.WORKER_NOT_FOUND, f"worker {query.target_worker_id} does not exist", metadata)
+    for target in (query.target_worker_id, query.target_prefill_id):
+        if target is not None and target not in workers:
+            return Failure(
+                Reason.WORKER_NOT_FOUND, f"worker {target} does not exist", {**metadata, "worker_id": target}
+            )
     reasons = [rejection.reason for rejection in rejections]
     if "CANNOT_SEED" in reasons and all(reason in ("CANNOT_SEED", "NOT_TARGET") for reason in reasons):
         return Failure(Reason.RUNTIME_CANNOT_SEED, f"no worker of {query.model} can use a seed", metadata)
-    if decodes and prefills:
+    if decodes and prefills and query.serving_mode is not ServingMode.AGGREGATED:
         clash = next((rejection.sentence for rejection in rejections if rejection.reason == "INCOMPATIBLE"), "")
         return Failure(
             Reason.NO_COMPATIBLE_PAIR, f"no prefill worker of {query.model} fits a decode worker: {clash}", metadata

@@ -12,6 +12,8 @@ __all__ = ["LeastInFlight"]
 class LeastInFlight:
     """1 for the slot with the fewest open legs, 0 for the one with the most, linear between; all 1 when equal."""
 
+    name = "least_in_flight"
+
     def score(self, query: Query, candidates: Sequence[Candidate]) -> Sequence[float]:
         """Scores in the order of the candidates."""
         loads = [candidate.in_flight for candidate in candidates]

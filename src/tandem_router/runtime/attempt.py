@@ -80,6 +80,7 @@ class PairAttempt:
         self.boundaries = Boundaries(planned_s=env.clock.monotonic_s())
         self._started_wall_s = env.clock.wall_s()
         env.attempts[pair_id] = self
+        self._env.pairs.show(self.view())
 
     async def run(self) -> Won | Lost:
         """Start both legs as the handshake says and wait for the end. Cancelling the caller ends the pair."""
@@ -116,7 +117,9 @@ class PairAttempt:
             id=self.pair_id,
             request_id=self._request_id,
             attempt=self.number,
+            model=self.query.model,
             kind=self.plan.kind,
+            connector=self.served_by().connector,
             state=machine.state,
             prefill=None if self._prefill is None else self._prefill.candidate.key,
             prefill_state=None if self._prefill is None else machine.prefill,
@@ -142,6 +145,8 @@ class PairAttempt:
             self._is_pumping = False
         if self._machine.is_ended and self._machine.is_closed:
             self._let_go()
+        elif self._prefill is not None:
+            self._env.pairs.show(self.view())
 
     def _do(self, directive: Directive) -> None:
         match directive.do:
@@ -327,7 +332,10 @@ class PairAttempt:
             self._delivery.stop()
 
     def _let_go(self) -> None:
-        if self._env.attempts.pop(self.pair_id, None) is not None and self._room is not None:
+        if self._env.attempts.pop(self.pair_id, None) is None:
+            return
+        self._env.pairs.end(self.view())
+        if self._room is not None:
             self._env.rooms.retire(self._room, now_s=self._env.clock.monotonic_s())
 
     def _leg(self, role: LegRole | None) -> AttemptLeg:

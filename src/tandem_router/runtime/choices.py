@@ -62,8 +62,8 @@ class ChoiceOutputs:
             choice.end = ChoiceEnd(index, item.reason, item.matched_stop, choice.offset)
             if choice.text is not None:
                 text += choice.text.flush()
-        if tokens or text:
-            sent = tokens if self._sends_tokens else ()
+        sent = tokens if self._sends_tokens else ()
+        if sent or text:
             chunk = OutputChunk(index, choice.offset, sent, text, item.logprobs)
             async with self._turn:
                 await self._sink.chunk(chunk)

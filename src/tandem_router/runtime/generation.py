@@ -8,7 +8,7 @@ worker that serves alone gets all n at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from tandem_router.core.guard import allowed_new_tokens, check_prompt
@@ -16,7 +16,7 @@ from tandem_router.errors import Reason
 from tandem_router.model.failure import Failure
 from tandem_router.model.pairing import HandshakeKind, LegRole
 from tandem_router.model.request import GenerateRequest, LegRequest, RequestContext, Sampling
-from tandem_router.model.stream import Finished, PhaseTimings, Usage
+from tandem_router.model.stream import Attempt, Finished, PhaseTimings, Usage
 from tandem_router.policies.contract import Plan, Query, Refusal
 from tandem_router.ports import TokenSink
 from tandem_router.runtime.attempt import PairAttempt
@@ -158,7 +158,7 @@ class Generation:
             usage=Usage(prompt_tokens, outputs.completion_tokens, cached),
             timings=self._timings(winner),
             served_by=winner.served_by(),
-            attempts=tuple(attempt for tries in self._tries for attempt in tries.attempts),
+            attempts=_numbered([attempt for tries in self._tries for attempt in tries.attempts]),
         )
 
     def _timings(self, winner: PairAttempt) -> PhaseTimings:
@@ -185,6 +185,11 @@ class Generation:
 def _choice_sampling(sampling: Sampling, index: int) -> Sampling:
     seed = None if sampling.seed is None else sampling.seed + index
     return replace(sampling, n=1, seed=seed)
+
+
+def _numbered(attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:
+    """Numbered through: the choices of a request over pairs are tried one by one."""
+    return tuple(replace(attempt, number=number) for number, attempt in enumerate(attempts, start=1))
 
 
 def _after(now_s: float, limit_s: float | None) -> float | None:

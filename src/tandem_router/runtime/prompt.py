@@ -66,4 +66,7 @@ def query_of(request: GenerateRequest, model: str, prompt_tokens: int) -> Query:
         needs_seed=sampling.seed is not None and not is_greedy,
         target_worker_id=request.target_worker_id,
         target_dp_rank=request.target_dp_rank,
+        target_prefill_id=request.target_prefill_id,
+        target_prefill_rank=request.target_prefill_rank,
+        serving_mode=request.serving_mode,
     )

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from tandem_router.core.ledger import LedgerStatistics
 from tandem_router.core.relay_events import RequestAccepted, RequestFailed, RequestFinished
 from tandem_router.errors import Reason, TandemError
+from tandem_router.model.explanation import Explanation
 from tandem_router.model.failure import Failure
 from tandem_router.model.pairing import PairView
 from tandem_router.model.request import GenerateRequest, RequestContext
 from tandem_router.ports import TokenSink
+from tandem_router.runtime.explaining import explain_request
 from tandem_router.runtime.generation import Generation
 from tandem_router.runtime.relay_environment import RelayEnvironment
 
@@ -185,6 +187,10 @@ class Relay:
         else:
             self._failed += 1
             self.env.observer.observe(RequestFailed(call.key[1], failure))
+
+    async def explain(self, request: GenerateRequest, assumed_prompt_tokens: int | None) -> Explanation:
+        """What would happen to a request now; raises TandemError(MODEL_NOT_FOUND)."""
+        return await explain_request(self.env, request, assumed_prompt_tokens)
 
     def pairs(self) -> tuple[PairView, ...]:
         """Attempts with an open leg, oldest first."""

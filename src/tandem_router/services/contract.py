@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from tandem_router.model.explanation import Explanation
 from tandem_router.model.failure import Failure
 from tandem_router.model.ids import RankKey
 from tandem_router.model.job import Job
@@ -64,8 +65,8 @@ class Board(Protocol):
     def serving(self, name: str) -> bool | None:
         """None for an unknown name."""
 
-    def all(self) -> dict[str, bool]:
-        """Every name."""
+    def listed(self) -> dict[str, bool] | None:
+        """Every name; None when they are more than one answer may hold."""
 
 
 class Call(Protocol):
@@ -86,6 +87,9 @@ class TokenRelay(Protocol):
 
     def abort(self, principal: str, request_id: str) -> bool:
         """False when no live call has that id."""
+
+    async def explain(self, request: GenerateRequest, assumed_prompt_tokens: int | None) -> Explanation:
+        """What would happen to a request now; raises TandemError(MODEL_NOT_FOUND)."""
 
     def pairs(self) -> tuple[PairView, ...]:
         """Live attempts, oldest first."""

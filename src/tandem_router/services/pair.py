@@ -1,4 +1,4 @@
-"""PairService: shows the pairs that live now. Served on the admin listener."""
+"""PairService: explains choices and shows the pairs that live now. Served on the admin listener."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from tandem.v1 import pair_service_pb2 as pb
 from tandem.v1 import pair_service_pb2_grpc
 from tandem_router.services.contract import TokenRelay
 from tandem_router.services.guard import unimplemented
+from tandem_router.wire.checks import present
 from tandem_router.wire.filters import pair_matches
 from tandem_router.wire.paging import page
 from tandem_router.wire.pair import pair_pb
+from tandem_router.wire.plan import plan_pb, planned_request_of
 
 __all__ = ["PairServicer"]
 
@@ -20,8 +22,9 @@ Context = grpc.aio.ServicerContext[object, object]
 class PairServicer(pair_service_pb2_grpc.PairServiceServicer):
     """Unpacks, asks the relay, packs."""
 
-    def __init__(self, relay: TokenRelay) -> None:
+    def __init__(self, relay: TokenRelay, max_prompt_bytes: int) -> None:
         self._relay = relay
+        self._max_prompt_bytes = max_prompt_bytes
 
     async def ListPairs(self, request: pb.ListPairsRequest, context: Context) -> pb.ListPairsResponse:
         """A page of the live pairs that match, oldest first; aggregated requests are no pairs."""
@@ -33,8 +36,10 @@ class PairServicer(pair_service_pb2_grpc.PairServiceServicer):
         return pb.ListPairsResponse(pairs=[pair_pb(pair) for pair in chosen], next_page_token=token)
 
     async def PlanPair(self, request: pb.PlanPairRequest, context: Context) -> pb.PlanPairResponse:
-        """Not carried out yet."""
-        raise unimplemented("PlanPair")
+        """What Generate would do now, and why."""
+        asked = planned_request_of(request, max_prompt_bytes=self._max_prompt_bytes)
+        assumed = request.prompt_tokens if present(request, "prompt_tokens") else None
+        return pb.PlanPairResponse(plan=plan_pb(await self._relay.explain(asked, assumed)))
 
     async def ReservePair(self, request: pb.ReservePairRequest, context: Context) -> pb.ReservePairResponse:
         """Not carried out yet."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from tandem.v1 import generate_pb2 as pb
 from tandem.v1 import message_pb2
 from tandem_router.errors import Reason, TandemError
-from tandem_router.model.request import ChatMessage, GenerateRequest, Output
+from tandem_router.model.ids import WorkerId
+from tandem_router.model.request import ChatMessage, GenerateRequest, Output, ServingMode
 from tandem_router.wire.checks import invalid, not_yet, number, present, text, text_map, worker_id
 from tandem_router.wire.sampling import sampling_of, timeouts_of
 
@@ -14,10 +17,16 @@ __all__ = ["generate_of", "messages_of", "request_id_of", "text_of"]
 MAX_TOP_LOGPROBS = 20
 _INT32_MOST = 2**31 - 1
 
+_Target = tuple[WorkerId | None, int | None]
+
 _OUTPUTS: dict[int, Output] = {
     pb.OUTPUT_MODE_TOKENS: Output.TOKENS,
     pb.OUTPUT_MODE_TEXT: Output.TEXT,
     pb.OUTPUT_MODE_BOTH: Output.BOTH,
+}
+_SERVING: dict[int, ServingMode] = {
+    pb.SERVING_MODE_DISAGGREGATED: ServingMode.DISAGGREGATED,
+    pb.SERVING_MODE_AGGREGATED: ServingMode.AGGREGATED,
 }
 _ROLES: dict[int, str] = {
     message_pb2.CHAT_ROLE_SYSTEM: "system",
@@ -52,7 +61,8 @@ def generate_of(message: pb.GenerateRequest, *, request_id: str, max_prompt_byte
     text_map("metadata", message.metadata, most=16, key_most=64, value_most=512)
     messages = messages_of(message.chat, max_prompt_bytes) if kind == "chat" else None
     top = message.logprobs.top
-    target = message.target_worker if present(message, "target_worker") else None
+    target, target_rank = _target(message, "target_worker")
+    prefill, prefill_rank = _target(message, "target_prefill_worker")
     return GenerateRequest(
         request_id=request_id,
         model=text("model", message.model, most=256),
@@ -66,14 +76,17 @@ def generate_of(message: pb.GenerateRequest, *, request_id: str, max_prompt_byte
         top_logprobs=number("logprobs.top", top, most=MAX_TOP_LOGPROBS),
         priority=number("priority", message.priority, least=-100, most=100),
         session_key=text("session_key", message.session_key, most=256, in_bytes=True) or None,
-        target_worker_id=None if target is None else worker_id("target_worker.worker_id", target.worker_id),
-        target_dp_rank=target.dp_rank if target is not None and present(target, "dp_rank") else None,
+        target_worker_id=target,
+        target_dp_rank=target_rank,
+        target_prefill_id=prefill,
+        target_prefill_rank=prefill_rank,
+        serving_mode=_serving_mode(message, has_prefill=prefill is not None),
     )
 
 
 def _refuse_what_is_not_carried_out(message: pb.GenerateRequest) -> None:
     """Refused, never dropped: an answer that ignores what was asked for is a wrong answer."""
-    for name in ("constraint", "target_prefill_worker", "queue_updates"):
+    for name in ("constraint", "queue_updates"):
         if present(message, name):
             raise not_yet(name)
     if message.priority:
@@ -89,10 +102,26 @@ def _refuse_what_is_not_carried_out(message: pb.GenerateRequest) -> None:
         raise not_yet("resume_window")
     if message.migration not in (pb.MIGRATION_MODE_UNSPECIFIED, pb.MIGRATION_MODE_OFF):
         raise not_yet("migration", "Only MIGRATION_MODE_OFF is carried out.")
-    if message.serving_mode != pb.SERVING_MODE_UNSPECIFIED:
-        raise not_yet("serving_mode", "The router decides.")
     if message.logprobs.prompt or message.logprobs.prompt_start:
         raise not_yet("logprobs.prompt", "Log probabilities are returned for the answer only.")
+
+
+def _target(message: pb.GenerateRequest, name: Literal["target_worker", "target_prefill_worker"]) -> _Target:
+    if not present(message, name):
+        return None, None
+    rank = getattr(message, name)
+    return worker_id(f"{name}.worker_id", rank.worker_id), rank.dp_rank if present(rank, "dp_rank") else None
+
+
+def _serving_mode(message: pb.GenerateRequest, *, has_prefill: bool) -> ServingMode | None:
+    if message.serving_mode == pb.SERVING_MODE_UNSPECIFIED:
+        return None
+    mode = _SERVING.get(message.serving_mode)
+    if mode is None:
+        raise invalid("serving_mode", "Set it to DISAGGREGATED or AGGREGATED, or leave it out.")
+    if mode is ServingMode.AGGREGATED and has_prefill:
+        raise invalid("serving_mode", "AGGREGATED has no prefill worker, but target_prefill_worker names one.")
+    return mode
 
 
 def text_of(value: str, max_prompt_bytes: int, path: str = "text") -> str:
