@@ -44,6 +44,11 @@ def test_deferred_abort_of_a_sent_leg_lingers_without_touching_the_wire() -> Non
     assert step(LegState.SENT, LegInput.ABORT_DEFERRED) == (LegEffect.LINGER, LegState.LINGERING)
 
 
+@pytest.mark.parametrize("state", [LegState.SENT, LegState.RUNNING])
+def test_a_leg_that_is_heard_out_is_asked_to_stop_and_drained(state: LegState) -> None:
+    assert step(state, LegInput.ABORT_AND_DRAIN) == (LegEffect.ASK, LegState.LINGERING)
+
+
 @pytest.mark.parametrize(
     ("happened", "effect"),
     [

@@ -181,6 +181,16 @@ def test_a_bad_end_without_a_failure_is_a_fault_of_the_caller(happened: PairInpu
         PairMachine(HandshakeKind.RENDEZVOUS).step(happened)
 
 
+def test_the_prefill_of_a_handoff_that_finishes_after_the_end_gives_its_handle_back() -> None:
+    pair = PairMachine(HandshakeKind.HANDOFF)
+    pair.step(PairInput.START)
+    ended = pair.step(PairInput.CANCEL, FAILURE)
+    assert [directive.do for directive in ended] == [Do.ASK, Do.LINGER, Do.CLOSE, Do.FAIL]
+    late = pair.step(PairInput.PREFILL_FINISHED)
+    assert [directive.do for directive in late] == [Do.CLOSE, Do.RELEASE_HANDLE]
+    assert pair.is_closed
+
+
 Key = tuple[LegState, LegState, bool, bool, bool]
 
 

@@ -19,7 +19,7 @@ from tandem_router.testing.scenario import ClientPlan, Stop
 from tandem_router.testing.scripted_fleet import ScriptedFleet
 from tandem_router.testing.scripted_wire import EngineScript
 from tandem_router.testing.sim_checks import check_client, check_events
-from tandem_router.testing.sim_client import ClientRecord, run_client
+from tandem_router.testing.sim_client import PRINCIPAL, ClientRecord, run_client
 from tandem_router.testing.sim_loop import SimLoop
 from tandem_router.testing.sim_quiet import check_idle
 
@@ -157,6 +157,27 @@ def test_a_handle_that_no_decode_can_take_is_counted_until_its_lease_ends(seed: 
         assert released[0].failure is not None
 
     play(seed, pair_of(replace(HANDY, prefill_token_s=0.01)), scene)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_client_that_leaves_as_prefill_finishes_leaves_no_handle_behind(seed: int) -> None:
+    async def scene(runtime: SimRuntime) -> None:
+        prefill = runtime.machines.machines["prefill"]
+
+        async def act(record: ClientRecord) -> None:
+            # The engine holds the blocks, and its answer is still on the way to the router.
+            assert await until(lambda: prefill.ledger.handles == 1, 5.0, step_s=0.0001)
+            assert runtime.relay.abort(PRINCIPAL, record.request_id)
+            record.stopped_s = asyncio.get_running_loop().time()
+
+        record = await call_with(runtime, ClientPlan(REQUEST, 0.0), act)
+        assert record.error is not None
+        assert record.error.reason is Reason.REQUEST_CANCELLED
+        assert await until(lambda: prefill.ledger.handles == 0, 2.0), "the handle waits for its lease"
+        released = [event for _, event in runtime.trace.events if isinstance(event, HandleReleased)]
+        assert [event.failure for event in released] == [None]
+
+    play(seed, pair_of(HANDY), scene)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -36,6 +36,8 @@ class LegInput(enum.StrEnum):
     """The call failed."""
     ABORT = "ABORT"
     """Stop it now; wanted where that is safe."""
+    ABORT_AND_DRAIN = "ABORT_AND_DRAIN"
+    """Stop it now, but hear it out: its answer may hand over something that must be given back."""
     ABORT_DEFERRED = "ABORT_DEFERRED"
     """Stop it when no KV page can be on its way to it."""
     GRACE_OVER = "GRACE_OVER"
@@ -50,6 +52,8 @@ class LegEffect(enum.StrEnum):
     NONE = "NONE"
     CANCEL = "CANCEL"
     """Abort rpc and cancel of the call."""
+    ASK = "ASK"
+    """Abort rpc, and linger."""
     LINGER = "LINGER"
     """Keep draining; arm the grace timer."""
 
@@ -67,6 +71,7 @@ TRANSITIONS: Mapping[tuple[LegState, LegInput], tuple[LegEffect, LegState]] = {
     (_S.RESERVED, _I.FINISHED): (_E.NONE, _S.FAILED),
     (_S.RESERVED, _I.BROKEN): (_E.NONE, _S.FAILED),
     (_S.RESERVED, _I.ABORT): (_E.NONE, _S.CLOSED),
+    (_S.RESERVED, _I.ABORT_AND_DRAIN): (_E.NONE, _S.CLOSED),
     (_S.RESERVED, _I.ABORT_DEFERRED): (_E.NONE, _S.CLOSED),
     (_S.RESERVED, _I.GRACE_OVER): (_E.NONE, _S.RESERVED),
     (_S.RESERVED, _I.RELEASED): (_E.NONE, _S.CLOSED),
@@ -75,6 +80,7 @@ TRANSITIONS: Mapping[tuple[LegState, LegInput], tuple[LegEffect, LegState]] = {
     (_S.SENT, _I.FINISHED): (_E.NONE, _S.DONE),
     (_S.SENT, _I.BROKEN): (_E.NONE, _S.FAILED),
     (_S.SENT, _I.ABORT): (_E.CANCEL, _S.CLOSED),
+    (_S.SENT, _I.ABORT_AND_DRAIN): (_E.ASK, _S.LINGERING),
     (_S.SENT, _I.ABORT_DEFERRED): (_E.LINGER, _S.LINGERING),
     (_S.SENT, _I.GRACE_OVER): (_E.NONE, _S.SENT),
     (_S.SENT, _I.RELEASED): (_E.CANCEL, _S.CLOSED),
@@ -83,6 +89,7 @@ TRANSITIONS: Mapping[tuple[LegState, LegInput], tuple[LegEffect, LegState]] = {
     (_S.RUNNING, _I.FINISHED): (_E.NONE, _S.DONE),
     (_S.RUNNING, _I.BROKEN): (_E.NONE, _S.FAILED),
     (_S.RUNNING, _I.ABORT): (_E.CANCEL, _S.CLOSED),
+    (_S.RUNNING, _I.ABORT_AND_DRAIN): (_E.ASK, _S.LINGERING),
     # Its first item has come, so its pages have arrived: nothing is in transfer any more.
     (_S.RUNNING, _I.ABORT_DEFERRED): (_E.CANCEL, _S.CLOSED),
     (_S.RUNNING, _I.GRACE_OVER): (_E.NONE, _S.RUNNING),
@@ -92,6 +99,7 @@ TRANSITIONS: Mapping[tuple[LegState, LegInput], tuple[LegEffect, LegState]] = {
     (_S.LINGERING, _I.FINISHED): (_E.NONE, _S.CLOSED),
     (_S.LINGERING, _I.BROKEN): (_E.NONE, _S.CLOSED),
     (_S.LINGERING, _I.ABORT): (_E.CANCEL, _S.CLOSED),
+    (_S.LINGERING, _I.ABORT_AND_DRAIN): (_E.NONE, _S.LINGERING),
     (_S.LINGERING, _I.ABORT_DEFERRED): (_E.NONE, _S.LINGERING),
     (_S.LINGERING, _I.GRACE_OVER): (_E.CANCEL, _S.CLOSED),
     (_S.LINGERING, _I.RELEASED): (_E.NONE, _S.LINGERING),
@@ -100,6 +108,7 @@ TRANSITIONS: Mapping[tuple[LegState, LegInput], tuple[LegEffect, LegState]] = {
     (_S.DONE, _I.FINISHED): (_E.NONE, _S.DONE),
     (_S.DONE, _I.BROKEN): (_E.NONE, _S.DONE),
     (_S.DONE, _I.ABORT): (_E.NONE, _S.CLOSED),
+    (_S.DONE, _I.ABORT_AND_DRAIN): (_E.NONE, _S.CLOSED),
     (_S.DONE, _I.ABORT_DEFERRED): (_E.NONE, _S.CLOSED),
     (_S.DONE, _I.GRACE_OVER): (_E.NONE, _S.DONE),
     (_S.DONE, _I.RELEASED): (_E.NONE, _S.CLOSED),
@@ -108,6 +117,7 @@ TRANSITIONS: Mapping[tuple[LegState, LegInput], tuple[LegEffect, LegState]] = {
     (_S.FAILED, _I.FINISHED): (_E.NONE, _S.FAILED),
     (_S.FAILED, _I.BROKEN): (_E.NONE, _S.FAILED),
     (_S.FAILED, _I.ABORT): (_E.NONE, _S.CLOSED),
+    (_S.FAILED, _I.ABORT_AND_DRAIN): (_E.NONE, _S.CLOSED),
     (_S.FAILED, _I.ABORT_DEFERRED): (_E.NONE, _S.CLOSED),
     (_S.FAILED, _I.GRACE_OVER): (_E.NONE, _S.FAILED),
     (_S.FAILED, _I.RELEASED): (_E.NONE, _S.CLOSED),

@@ -52,6 +52,8 @@ class Do(enum.StrEnum):
     """Write this leg's request. For a handoff's decode it carries prefill's transfer params."""
     CANCEL = "CANCEL"
     """Abort rpc and cancel of this leg's call."""
+    ASK = "ASK"
+    """Abort rpc of this leg; its call goes on. LINGER follows."""
     LINGER = "LINGER"
     """Keep draining this leg and arm its grace timer."""
     CLOSE = "CLOSE"
@@ -245,12 +247,17 @@ class PairMachine:
         return self._send(_DECODE)
 
     def _end(self, failure: Failure) -> list[Directive]:
-        """End both legs and answer. Prefill is told at once: that also ends a transfer cleanly from its source."""
+        """End both legs and answer.
+
+        Prefill is told at once: that also ends a transfer cleanly from its source. A handoff's prefill is heard out,
+        because it may have finished in the same moment, and its answer is the only trace of the blocks that it holds.
+        """
         if self.is_ended:
             return []
         self.is_ended = True
         self.failure = failure
-        todo = self._move(_PREFILL, LegInput.ABORT)
+        is_handoff = self.kind is HandshakeKind.HANDOFF
+        todo = self._move(_PREFILL, LegInput.ABORT_AND_DRAIN if is_handoff else LegInput.ABORT)
         defer = self.abort_in_transfer is AbortInTransfer.DEFER and self.kind is not HandshakeKind.AGGREGATE
         todo += self._move(_DECODE, LegInput.ABORT_DEFERRED if defer else LegInput.ABORT)
         if self._has_handle:
@@ -273,6 +280,8 @@ class PairMachine:
         todo: list[Directive] = []
         if effect is LegEffect.CANCEL:
             todo.append(Directive(Do.CANCEL, role))
+        elif effect is LegEffect.ASK:
+            todo += [Directive(Do.ASK, role), Directive(Do.LINGER, role)]
         elif effect is LegEffect.LINGER:
             todo.append(Directive(Do.LINGER, role))
         if before in leg.OPEN_STATES and after not in leg.OPEN_STATES:

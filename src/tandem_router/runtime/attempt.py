@@ -154,6 +154,9 @@ class PairAttempt:
                 self._send(self._leg(directive.role))
             case Do.CANCEL:
                 self._stop(self._leg(directive.role))
+            case Do.ASK:
+                leg = self._leg(directive.role)
+                self._env.scope.spawn(self._abort(leg), f"abort {leg.id}")
             case Do.LINGER:
                 self._linger(self._leg(directive.role))
             case Do.CLOSE:
@@ -265,7 +268,8 @@ class PairAttempt:
         self._feed(_FINISHED[leg.role])
 
     def _broken(self, leg: AttemptLeg, failure: EngineFailure) -> None:
-        self._env.fleet.leg_failed(leg.candidate.key, failure)
+        if failure.connection_lost or not self._machine.is_ended:  # after the end, engines answer to our own abort
+            self._env.fleet.leg_failed(leg.candidate.key, failure)
         if not self._machine.is_ended:
             self._blamed.append(leg.candidate.worker.id)
             if failure.reason is Reason.KV_TRANSFER_FAILED and self._prefill is not None:

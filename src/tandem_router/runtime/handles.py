@@ -13,11 +13,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tandem_router.core.relay_events import HandleReleased
-from tandem_router.errors import Reason
+from tandem_router.errors import Reason, TandemError
 from tandem_router.handshake.contract import prefill_sampling
 from tandem_router.model.failure import EngineFailure, Failure
 from tandem_router.model.pairing import LegRole
 from tandem_router.policies.contract import Candidate
+from tandem_router.ports import EngineCall
 from tandem_router.runtime.relay_environment import RelayEnvironment
 
 if TYPE_CHECKING:
@@ -62,16 +63,20 @@ async def _fetch(env: RelayEnvironment, attempt: PairAttempt, taker: Candidate, 
     request = attempt.leg_request(LegRole.DECODE, leg_id)
     request = replace(request, sampling=prefill_sampling(request.sampling), is_streaming=False)
     timeout_s = max(lease_ends_s - env.clock.monotonic_s(), 0.001)
-    call = client.generate(request, timeout_s=timeout_s)
+    call: EngineCall | None = None
     try:
+        call = client.generate(request, timeout_s=timeout_s)
         async with asyncio.timeout(timeout_s):
             while await call.receive() is not None:
                 pass
     except EngineFailure as error:
         return Failure(error.reason, error.sentence)
+    except TandemError as error:
+        return Failure.of(error)
     except TimeoutError:
         return Failure(Reason.WORKER_LOST, "the fetch outlived the lease")
     finally:
-        call.cancel()
+        if call is not None:
+            call.cancel()
         env.ledger.close(leg_id)
     return None

@@ -127,12 +127,12 @@ def build_runtime(
     return SimRuntime(machines, control, relay, ledger, trace)
 
 
-async def until(claim: Callable[[], bool], timeout_s: float) -> bool:
-    """Whether `claim` became true within that many virtual seconds."""
+async def until(claim: Callable[[], bool], timeout_s: float, *, step_s: float = 0.05) -> bool:
+    """Whether `claim` became true within that many virtual seconds, looked at every `step_s`."""
     loop = asyncio.get_running_loop()
     give_up_s = loop.time() + timeout_s
     while not claim():
         if loop.time() >= give_up_s:
             return False
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(step_s)
     return True
