@@ -151,8 +151,12 @@ class Engine:
     # ---- pages ------------------------------------------------------------------------------------------------------
 
     def read_page(self, rank: int, page: int) -> bytes:
-        """One page's `page_bytes` bytes, counted as sent. EngineError(WRONG_STATE) when nobody holds it (any more)."""
-        scheduler = self._referenced(rank, page)
+        """One page's `page_bytes` bytes, counted as sent.
+
+        EngineError: WRONG_STATE when nobody holds it (any more); with `corrupt_on_abort` it is read all the same, as a
+        remote write that has begun cannot be called back.
+        """
+        scheduler = self._rank(rank, page) if self._corrupts else self._referenced(rank, page)
         scheduler.accounts.pages_sent += 1
         return scheduler.cache.read_page(page)
 

@@ -144,6 +144,8 @@ class RouterProcess(_Process):
         process, where = _spawn(["tandem_router", "serve", *listeners, "--print-ports", *flags])
         super().__init__(process)
         self.where: dict[str, str] = where
+        self.engines: dict[str, EngineProcess] = {}
+        """The engines that were added, by worker id."""
         public, admin = self.channel(where["listen"]), self.channel(where["admin_listen"])
         self.router = router_service_pb2_grpc.RouterServiceStub(public)
         self.workers = worker_service_pb2_grpc.WorkerServiceStub(admin)
@@ -161,8 +163,9 @@ class RouterProcess(_Process):
         if model is not None:
             spec.models.append(model_card_pb2.ModelCard(id=model))
         worker = self.workers.CreateWorker(worker_service_pb2.CreateWorkerRequest(spec=spec)).worker
+        self.engines[worker.id] = engine
         eventually(lambda: self.is_ready(worker.id), within_s=30, what=f"worker {engine.address} is READY")
-        return worker.id
+        return str(worker.id)
 
     def status(self, worker_id: str) -> int:
         return self.workers.GetWorker(worker_service_pb2.GetWorkerRequest(worker_id=worker_id)).worker.status
