@@ -11,7 +11,7 @@ PROTOS := $(shell find proto -name '*.proto' | LC_ALL=C sort)
 SERVICES := $(filter %_service.proto,$(PROTOS))
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo run test check fmt lint types imports buf generate drift unit e2e simulate model pins accept-api clean
+.PHONY: help setup demo run test check fmt lint types imports buf generate drift docs docs-check bench simulate model pins accept-api clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,7 +41,7 @@ run: .venv/.ready ## the same fleet, kept up, with lines to paste (Ctrl-C ends i
 test: .venv/.ready ## all tests: unit, contract, simulation, end to end
 	@$(PYTEST) -n 2 --dist loadgroup tests
 
-check: lint types imports buf drift test ## what CI runs
+check: lint types imports buf drift docs-check test ## what CI runs
 
 fmt: .venv/.ready ## format code and protos
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/buf format -w
@@ -73,6 +73,12 @@ python -m grpc_tools.protoc -Iproto --python_out=$(1) --mypy_out=quiet:$(1) $(PR
 python -m grpc_tools.protoc -Iproto --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) $(SERVICES) && \
 touch $(1)/tandem/v1/py.typed $(1)/tandem/engine/v1/py.typed
 endef
+
+docs: .venv/.ready ## write docs/{api,errors,settings}.md from the code
+	@$(BIN)/python docs/_generate
+
+docs-check: .venv/.ready ## fail if those pages are not what the code gives
+	@$(BIN)/python docs/_generate --check
 
 accept-api: .venv/.ready ## take the present schema as the base of `buf breaking`
 	@$(BIN)/buf build --exclude-source-info -o proto/image.binpb

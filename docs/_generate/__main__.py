@@ -8,6 +8,7 @@ import sys
 from api_page import api_page
 from errors_page import errors_page
 from schema import ROOT, load
+from settings_page import settings_page
 
 
 def main() -> int:
@@ -16,8 +17,9 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     check = parser.parse_args().check
     files = load()
+    pages = {"api.md": api_page(files), "errors.md": errors_page(files), "settings.md": settings_page()}
     stale = []
-    for name, page in (("api.md", api_page(files)), ("errors.md", errors_page(files))):
+    for name, page in pages.items():
         path = ROOT / "docs" / name
         if path.exists() and path.read_text(encoding="utf-8") == page:
             continue

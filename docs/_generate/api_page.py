@@ -15,9 +15,9 @@ _HEAD = """\
 
 <!-- Written by `make docs` from the comments in proto/. Change those, not this. -->
 
-Every service, rpc, message, field and value, in the words of its `.proto` file. The words used here are explained in the
-[glossary](glossary.md), the reasons in [errors](errors.md). Both listeners serve reflection, so `buf curl` and grpcurl
-need no file; the same `.proto` files are in the wheel.
+Every service, rpc, message, field and value, in the words of its `.proto` file. Terms are explained in the
+[glossary](glossary.md), reasons in [errors](errors.md). Both listeners serve reflection, so `buf curl` and grpcurl need
+no file; the same `.proto` files are in the wheel.
 
 A field without a label has no presence: unset and zero are one. `optional` fields and messages tell absent from zero.
 """
@@ -52,24 +52,25 @@ def api_page(files: Sequence[File]) -> str:
 
 
 def _headings(file: File) -> list[str]:
-    names = [thing.name for group in (file.services, file.messages, file.enums) for thing in group]
-    return [anchor(name) for name in (*names, *(f"{s.name}.{rpc.name}" for s in file.services for rpc in s.rpcs))]
+    things: list[Service | Message | Enum] = [*file.services, *file.messages, *file.enums]
+    rpcs = [f"{service.name}.{rpc.name}" for service in file.services for rpc in service.rpcs]
+    return [anchor(name) for name in (*(thing.name for thing in things), *rpcs)]
 
 
 def _contents(files: Sequence[File], package: str, title: str, meaning: str) -> list[str]:
     lines = [f"## {title} (`{package}`)", "", meaning, ""]
     for file in files:
         for service in file.services:
-            rows = [
+            rpcs = [
                 (_link(f"{service.name}.{rpc.name}", rpc.name), rpc.kind, rpc.idempotency, first_sentence(rpc.comment))
                 for rpc in service.rpcs
             ]
             lines += [f"**{_link(service.name)}**: {first_sentence(service.comment)}.", ""]
-            lines += [*table(("rpc", "kind", "repeated", "what it does"), rows), ""]
+            lines += [*table(("rpc", "kind", "called again", "what it does"), rpcs), ""]
     rows = [
-        (f"[{file.path.rpartition('/')[2]}](#{anchor(file.path)})", ", ".join(_link(one.name) for one in things))
+        (f"[{file.path.rpartition('/')[2]}](#{anchor(file.path)})", ", ".join(_link(name) for name in names))
         for file in files
-        if (things := (*file.messages, *file.enums))
+        if (names := [*(one.name for one in file.messages), *(one.name for one in file.enums)])
     ]
     return [*lines, *table(("file", "messages and enums"), rows), ""]
 
@@ -99,7 +100,8 @@ def _message(message: Message) -> list[str]:
         if field.oneof is not None and field.oneof.name != opened:
             rows.append(("", f"one of `{field.oneof.name}`", cell(field.oneof.comment)))
         opened = field.oneof.name if field.oneof else ""
-        rows.append((f"{'· ' if opened else ''}`{field.name}` = {field.number}", _field_type(field), cell(field.comment)))
+        indent = "· " if opened else ""
+        rows.append((f"{indent}`{field.name}` = {field.number}", _field_type(field), cell(field.comment)))
     return [*lines, *table(("field", "type", "what it is"), rows), ""]
 
 

@@ -22,16 +22,17 @@ A call that fails ends with a gRPC status. Its message begins with the reason an
 one: `MODEL_NOT_FOUND: model: no worker serves model nobody`. Its details (`grpc-status-details-bin`) are, where they
 apply:
 
-- `google.rpc.ErrorInfo`, always: `domain` is "{DOMAIN}", `reason` is one of the words below, `metadata` holds every value
-  that the message quotes. Programs branch on the reason, never on the message.
+- `google.rpc.ErrorInfo`, always: `domain` is "{DOMAIN}", `reason` is one of the words below, `metadata` holds every
+  value that the message quotes. Programs branch on the reason, never on the message.
 - `google.rpc.RetryInfo`, and the trailer `grpc-retry-pushback-ms`: how long to wait before the call is repeated.
 - `google.rpc.BadRequest`: the field at fault.
 - `google.rpc.ResourceInfo`: the thing that is missing or taken.
 - `google.rpc.QuotaFailure`: the limit that is full.
 - `google.rpc.RequestInfo`: the id under which the server's log has the request.
 
-What fails inside a message (a job, a condition, one attempt) is a [Failure](api.md#failure) with the same reasons. "Repeat:
-yes" means that the very same call may succeed later; a rpc's own entry in the [API](api.md) says what else to do.
+What fails inside a message (a job, one attempt) is a [Failure](api.md#failure) with the same reasons; a worker's
+condition may also have a word of its own, such as `NO_PEER`. "Repeat: yes" means that the very same call may succeed
+later; the rpc's own entry in the [API](api.md) says what else to do.
 
 Two things end without a reason: request metadata over its limit is a bare `RESOURCE_EXHAUSTED` of the transport, and a
 connection that breaks is whatever code the client's own library makes of it.

@@ -20,19 +20,17 @@ def anchor(heading: str) -> str:
 
 
 def prose(comment: str) -> list[str]:
-    """A comment as lines of Markdown: paragraphs as they stand, `Errors` lists as lists. Without an empty line at either
-    end."""
+    """A comment as lines of Markdown: paragraphs as they stand, `Errors` lists as lists; no empty line at its ends."""
     lines: list[str] = []
     for line in comment.splitlines():
         if not line.startswith("  "):
             if lines and lines[-1].startswith("- ") and line:
                 lines.append("")
             lines.append(_linked(line))
-        elif _ENTRY.match(line.strip()):
+        elif entry := _ENTRY.match(line.strip()):
             if not lines[-1].startswith("- "):
                 lines.append("")
-            code, _, rest = line.strip().partition(" ")
-            lines.append(f"- `{code}` {_linked(rest)}")
+            lines.append(f"- `{entry[0]}`{_linked(line.strip()[entry.end() :])}")
         else:
             lines[-1] += f" {_linked(line.strip())}"
     return _with_break_before_errors(lines)

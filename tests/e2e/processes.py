@@ -58,6 +58,7 @@ def _spawn(arguments: list[str]) -> tuple[subprocess.Popen[str], dict[str, Any]]
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
+        process.stdout.close()
         raise RuntimeError(f"{arguments} did not start: exit {process.wait(5)}")
     return process, json.loads(line)
 

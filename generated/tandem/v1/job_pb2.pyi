@@ -214,7 +214,9 @@ class Job(_message.Message):
     state: Global___JobState.ValueType
     """Where it is."""
     worker_generation: _builtins.int
-    """The worker's generation that the job carries out. It has no effect on a later one."""
+    """The worker's generation that the job carries out. It has no effect on a later one; changes that do not concern it
+    (of labels, of a drain) take it along.
+    """
     cancel_requested: _builtins.bool
     """CancelJob was called and the job has not ended yet."""
     revision: _builtins.int
@@ -245,7 +247,7 @@ class Job(_message.Message):
 
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:
-        """When it is given up if it has not ended. Absent: never."""
+        """When it stops waiting for requests to end and aborts them. Absent: never, or nothing of that kind."""
 
     def __init__(
         self,

@@ -80,7 +80,9 @@ class ListJobsRequest(_message.Message):
     page_size: _builtins.int
     """Most jobs to return. Default 100 when 0; at most 1,000."""
     page_token: _builtins.str
-    """next_page_token of the page before; the other fields must be the same. Empty: the first page."""
+    """next_page_token of the page before; the other fields must be the same. What was created or dropped meanwhile moves
+    no other job to another page. Empty: the first page.
+    """
     worker_id: _builtins.str
     """Only jobs of this worker. Empty: of all."""
     @_builtins.property
@@ -225,7 +227,7 @@ class CancelJobResponse(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> _job_pb2.Job:
-        """The job, with cancel_requested set, or CANCELLED if it had not begun."""
+        """The job, with cancel_requested set, or CANCELLED if it had not begun or only waited."""
 
     def __init__(
         self,

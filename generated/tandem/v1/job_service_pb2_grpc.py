@@ -103,7 +103,8 @@ class JobServiceServicer:
 
     def CancelJob(self, request, context):
         """Asks a job to stop at its next safe point and returns at once; WatchJob tells when it has stopped. What was done is
-        undone where it can be: a cancelled registration leaves a FAILED worker. Idempotent while the job runs.
+        undone where it can be: a cancelled registration leaves a FAILED worker, a cancelled replacement or update the old
+        spec, a cancelled drain or removal takes the wish back. Idempotent while the job runs.
         Errors:
         NOT_FOUND `JOB_NOT_FOUND`: as for GetJob.
         FAILED_PRECONDITION `JOB_FINISHED`: it has ended; nothing to do.

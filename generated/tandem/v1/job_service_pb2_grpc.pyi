@@ -58,7 +58,8 @@ class JobServiceStub:
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]
     """Asks a job to stop at its next safe point and returns at once; WatchJob tells when it has stopped. What was done is
-    undone where it can be: a cancelled registration leaves a FAILED worker. Idempotent while the job runs.
+    undone where it can be: a cancelled registration leaves a FAILED worker, a cancelled replacement or update the old
+    spec, a cancelled drain or removal takes the wish back. Idempotent while the job runs.
     Errors:
       NOT_FOUND `JOB_NOT_FOUND`: as for GetJob.
       FAILED_PRECONDITION `JOB_FINISHED`: it has ended; nothing to do.
@@ -94,7 +95,8 @@ class JobServiceAsyncStub(JobServiceStub):
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Asks a job to stop at its next safe point and returns at once; WatchJob tells when it has stopped. What was done is
-    undone where it can be: a cancelled registration leaves a FAILED worker. Idempotent while the job runs.
+    undone where it can be: a cancelled registration leaves a FAILED worker, a cancelled replacement or update the old
+    spec, a cancelled drain or removal takes the wish back. Idempotent while the job runs.
     Errors:
       NOT_FOUND `JOB_NOT_FOUND`: as for GetJob.
       FAILED_PRECONDITION `JOB_FINISHED`: it has ended; nothing to do.
@@ -151,7 +153,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.CancelJobResponse, _abc.Awaitable[_job_service_pb2.CancelJobResponse]]:
         """Asks a job to stop at its next safe point and returns at once; WatchJob tells when it has stopped. What was done is
-        undone where it can be: a cancelled registration leaves a FAILED worker. Idempotent while the job runs.
+        undone where it can be: a cancelled registration leaves a FAILED worker, a cancelled replacement or update the old
+        spec, a cancelled drain or removal takes the wish back. Idempotent while the job runs.
         Errors:
           NOT_FOUND `JOB_NOT_FOUND`: as for GetJob.
           FAILED_PRECONDITION `JOB_FINISHED`: it has ended; nothing to do.

@@ -440,7 +440,9 @@ class WatchPairsResponse(_message.Message):
     type: _watch_pb2.WatchEventType.ValueType
     """What it says."""
     revision: _builtins.int
-    """This router's pair revision up to which the reader now knows everything."""
+    """This router's pair revision up to which the reader now knows everything; during the snapshot, the snapshot's, which
+    is no place to resume from before SYNCED. No two deltas have one revision.
+    """
     @_builtins.property
     def pair(self) -> _pair_pb2.Pair:
         """The pair. Absent in SYNCED and PROGRESS."""

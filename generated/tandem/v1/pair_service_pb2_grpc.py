@@ -32,6 +32,7 @@ class PairServiceStub:
     Errors of every rpc:
     INVALID_ARGUMENT `INVALID_REQUEST`: fix the field named in the message and in BadRequest.
     INVALID_ARGUMENT `MALFORMED_MESSAGE`: the bytes are not this message; generate the client from this schema.
+    UNIMPLEMENTED `FEATURE_NOT_IMPLEMENTED`: this server does not carry out the rpc or the field yet; leave it out.
     UNAVAILABLE `DRAINING`: the server is shutting down; repeat the call.
     INTERNAL `INTERNAL_ERROR`: a fault of the router; report the request id.
     """
@@ -76,6 +77,7 @@ class PairServiceServicer:
     Errors of every rpc:
     INVALID_ARGUMENT `INVALID_REQUEST`: fix the field named in the message and in BadRequest.
     INVALID_ARGUMENT `MALFORMED_MESSAGE`: the bytes are not this message; generate the client from this schema.
+    UNIMPLEMENTED `FEATURE_NOT_IMPLEMENTED`: this server does not carry out the rpc or the field yet; leave it out.
     UNAVAILABLE `DRAINING`: the server is shutting down; repeat the call.
     INTERNAL `INTERNAL_ERROR`: a fault of the router; report the request id.
     """
@@ -129,8 +131,8 @@ class PairServiceServicer:
         Errors:
         OUT_OF_RANGE `REVISION_COMPACTED`: from_revision is older than oldest_revision in the metadata, or of another
         router's life; start again without it.
-        RESOURCE_EXHAUSTED `SLOW_CLIENT`: the reader fell behind; resume from the last revision seen. Nothing was
-        skipped.
+        RESOURCE_EXHAUSTED `SLOW_CLIENT`: the reader fell behind; resume from the last revision seen, or begin
+        again where SYNCED had not come. Nothing was skipped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,6 +181,7 @@ class PairService:
     Errors of every rpc:
     INVALID_ARGUMENT `INVALID_REQUEST`: fix the field named in the message and in BadRequest.
     INVALID_ARGUMENT `MALFORMED_MESSAGE`: the bytes are not this message; generate the client from this schema.
+    UNIMPLEMENTED `FEATURE_NOT_IMPLEMENTED`: this server does not carry out the rpc or the field yet; leave it out.
     UNAVAILABLE `DRAINING`: the server is shutting down; repeat the call.
     INTERNAL `INTERNAL_ERROR`: a fault of the router; report the request id.
     """

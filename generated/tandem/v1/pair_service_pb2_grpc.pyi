@@ -33,6 +33,7 @@ class PairServiceStub:
     Errors of every rpc:
       INVALID_ARGUMENT `INVALID_REQUEST`: fix the field named in the message and in BadRequest.
       INVALID_ARGUMENT `MALFORMED_MESSAGE`: the bytes are not this message; generate the client from this schema.
+      UNIMPLEMENTED `FEATURE_NOT_IMPLEMENTED`: this server does not carry out the rpc or the field yet; leave it out.
       UNAVAILABLE `DRAINING`: the server is shutting down; repeat the call.
       INTERNAL `INTERNAL_ERROR`: a fault of the router; report the request id.
     """
@@ -74,8 +75,8 @@ class PairServiceStub:
     Errors:
       OUT_OF_RANGE `REVISION_COMPACTED`: from_revision is older than oldest_revision in the metadata, or of another
       router's life; start again without it.
-      RESOURCE_EXHAUSTED `SLOW_CLIENT`: the reader fell behind; resume from the last revision seen. Nothing was
-      skipped.
+      RESOURCE_EXHAUSTED `SLOW_CLIENT`: the reader fell behind; resume from the last revision seen, or begin
+      again where SYNCED had not come. Nothing was skipped.
     """
 
 @_typing.type_check_only
@@ -86,6 +87,7 @@ class PairServiceAsyncStub(PairServiceStub):
     Errors of every rpc:
       INVALID_ARGUMENT `INVALID_REQUEST`: fix the field named in the message and in BadRequest.
       INVALID_ARGUMENT `MALFORMED_MESSAGE`: the bytes are not this message; generate the client from this schema.
+      UNIMPLEMENTED `FEATURE_NOT_IMPLEMENTED`: this server does not carry out the rpc or the field yet; leave it out.
       UNAVAILABLE `DRAINING`: the server is shutting down; repeat the call.
       INTERNAL `INTERNAL_ERROR`: a fault of the router; report the request id.
     """
@@ -124,8 +126,8 @@ class PairServiceAsyncStub(PairServiceStub):
     Errors:
       OUT_OF_RANGE `REVISION_COMPACTED`: from_revision is older than oldest_revision in the metadata, or of another
       router's life; start again without it.
-      RESOURCE_EXHAUSTED `SLOW_CLIENT`: the reader fell behind; resume from the last revision seen. Nothing was
-      skipped.
+      RESOURCE_EXHAUSTED `SLOW_CLIENT`: the reader fell behind; resume from the last revision seen, or begin
+      again where SYNCED had not come. Nothing was skipped.
     """
 
 class PairServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -135,6 +137,7 @@ class PairServiceServicer(metaclass=_abc_1.ABCMeta):
     Errors of every rpc:
       INVALID_ARGUMENT `INVALID_REQUEST`: fix the field named in the message and in BadRequest.
       INVALID_ARGUMENT `MALFORMED_MESSAGE`: the bytes are not this message; generate the client from this schema.
+      UNIMPLEMENTED `FEATURE_NOT_IMPLEMENTED`: this server does not carry out the rpc or the field yet; leave it out.
       UNAVAILABLE `DRAINING`: the server is shutting down; repeat the call.
       INTERNAL `INTERNAL_ERROR`: a fault of the router; report the request id.
     """
@@ -201,8 +204,8 @@ class PairServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
           OUT_OF_RANGE `REVISION_COMPACTED`: from_revision is older than oldest_revision in the metadata, or of another
           router's life; start again without it.
-          RESOURCE_EXHAUSTED `SLOW_CLIENT`: the reader fell behind; resume from the last revision seen. Nothing was
-          skipped.
+          RESOURCE_EXHAUSTED `SLOW_CLIENT`: the reader fell behind; resume from the last revision seen, or begin
+          again where SYNCED had not come. Nothing was skipped.
         """
 
 def add_PairServiceServicer_to_server(servicer: PairServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

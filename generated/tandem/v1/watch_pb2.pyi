@@ -25,7 +25,9 @@ class _WatchEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WatchE
     WATCH_EVENT_TYPE_UNSPECIFIED: _WatchEventType.ValueType  # 0
     """Never sent."""
     WATCH_EVENT_TYPE_SNAPSHOT: _WatchEventType.ValueType  # 1
-    """One thing as it was when the watch began. The order among snapshots has no meaning."""
+    """One thing as it was when the watch began. The order among snapshots has no meaning. A reader that has
+    a part of the snapshot and no SYNCED can not resume: it begins again.
+    """
     WATCH_EVENT_TYPE_SYNCED: _WatchEventType.ValueType  # 2
     """The reader has everything up to this revision. Sent once, without a thing."""
     WATCH_EVENT_TYPE_ADDED: _WatchEventType.ValueType  # 3
@@ -33,9 +35,9 @@ class _WatchEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WatchE
     WATCH_EVENT_TYPE_UPDATED: _WatchEventType.ValueType  # 4
     """A thing changed; it is sent whole."""
     WATCH_EVENT_TYPE_REMOVED: _WatchEventType.ValueType  # 5
-    """A thing is gone, or no longer matches the filter; its last state is sent."""
+    """A thing is gone, and its last state is sent; or it no longer matches the filter, and its new state is sent."""
     WATCH_EVENT_TYPE_PROGRESS: _WatchEventType.ValueType  # 6
-    """Nothing that matches changed up to this revision; a place to resume from. Sent without a thing."""
+    """Nothing more that matches changed up to this revision; a place to resume from. Sent without a thing."""
 
 class WatchEventType(_WatchEventType, metaclass=_WatchEventTypeEnumTypeWrapper):
     """What one message of a watch says. Every watch sends, in this order: the snapshot (SNAPSHOT, as often as there are
@@ -46,7 +48,9 @@ class WatchEventType(_WatchEventType, metaclass=_WatchEventTypeEnumTypeWrapper):
 WATCH_EVENT_TYPE_UNSPECIFIED: WatchEventType.ValueType  # 0
 """Never sent."""
 WATCH_EVENT_TYPE_SNAPSHOT: WatchEventType.ValueType  # 1
-"""One thing as it was when the watch began. The order among snapshots has no meaning."""
+"""One thing as it was when the watch began. The order among snapshots has no meaning. A reader that has
+a part of the snapshot and no SYNCED can not resume: it begins again.
+"""
 WATCH_EVENT_TYPE_SYNCED: WatchEventType.ValueType  # 2
 """The reader has everything up to this revision. Sent once, without a thing."""
 WATCH_EVENT_TYPE_ADDED: WatchEventType.ValueType  # 3
@@ -54,7 +58,7 @@ WATCH_EVENT_TYPE_ADDED: WatchEventType.ValueType  # 3
 WATCH_EVENT_TYPE_UPDATED: WatchEventType.ValueType  # 4
 """A thing changed; it is sent whole."""
 WATCH_EVENT_TYPE_REMOVED: WatchEventType.ValueType  # 5
-"""A thing is gone, or no longer matches the filter; its last state is sent."""
+"""A thing is gone, and its last state is sent; or it no longer matches the filter, and its new state is sent."""
 WATCH_EVENT_TYPE_PROGRESS: WatchEventType.ValueType  # 6
-"""Nothing that matches changed up to this revision; a place to resume from. Sent without a thing."""
+"""Nothing more that matches changed up to this revision; a place to resume from. Sent without a thing."""
 Global___WatchEventType: _TypeAlias = WatchEventType  # noqa: Y015

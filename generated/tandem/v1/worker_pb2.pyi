@@ -42,7 +42,9 @@ class _WorkerStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkerSt
     WORKER_STATUS_DRAINING: _WorkerStatus.ValueType  # 4
     """Gets no new request; running ones go on. `drain` says how far it is."""
     WORKER_STATUS_FAILED: _WorkerStatus.ValueType  # 5
-    """Gave up: registration failed, or it stayed away too long. Replace or delete it."""
+    """Gave up: registration failed or was cancelled. Its endpoint is free; it is forgotten after the time that ended jobs
+    are kept for (1 hour by default). Replace or delete it.
+    """
     WORKER_STATUS_GONE: _WorkerStatus.ValueType  # 6
     """Deleted: only in the last state of a worker that a watch sends."""
 
@@ -60,7 +62,9 @@ WORKER_STATUS_NOT_READY: WorkerStatus.ValueType  # 3
 WORKER_STATUS_DRAINING: WorkerStatus.ValueType  # 4
 """Gets no new request; running ones go on. `drain` says how far it is."""
 WORKER_STATUS_FAILED: WorkerStatus.ValueType  # 5
-"""Gave up: registration failed, or it stayed away too long. Replace or delete it."""
+"""Gave up: registration failed or was cancelled. Its endpoint is free; it is forgotten after the time that ended jobs
+are kept for (1 hour by default). Replace or delete it.
+"""
 WORKER_STATUS_GONE: WorkerStatus.ValueType  # 6
 """Deleted: only in the last state of a worker that a watch sends."""
 Global___WorkerStatus: _TypeAlias = WorkerStatus  # noqa: Y015
@@ -165,7 +169,9 @@ class Condition(_message.Message):
     TRANSITION_TIME_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     type: _builtins.str
-    """What it is about: CONNECTED, DISCOVERED, SERVING, PAIRABLE or DRAINING. Unique in its worker; new types may come."""
+    """What it is about: CONNECTED, DISCOVERED, FACTS_MATCH, PAIRABLE, BOOTSTRAP_REACHABLE, TOKENIZER, SERVING or
+    DRAINING. Unique in its worker; new types may come.
+    """
     status: Global___ConditionStatus.ValueType
     """Whether it holds."""
     message: _builtins.str
@@ -270,8 +276,11 @@ class DrainState(_message.Message):
     DEADLINE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     DRAINED_TIME_FIELD_NUMBER: _builtins.int
+    REMAINING_LEGS_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Why, in the operator's words."""
+    remaining_legs: _builtins.int
+    """The router's own legs that are open on the worker at the moment of reading. Absent in watches."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for, on the router's clock."""
@@ -291,12 +300,15 @@ class DrainState(_message.Message):
         deadline: _timestamp_pb2.Timestamp | None = ...,
         reason: _builtins.str = ...,
         drained_time: _timestamp_pb2.Timestamp | None = ...,
+        remaining_legs: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "drained_time", b"drained_time", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_remaining_legs", b"_remaining_legs", "deadline", b"deadline", "drained_time", b"drained_time", "remaining_legs", b"remaining_legs", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "drained_time", b"drained_time", "reason", b"reason", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining_legs", b"_remaining_legs", "deadline", b"deadline", "drained_time", b"drained_time", "reason", b"reason", "remaining_legs", b"remaining_legs", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__remaining_legs: _TypeAlias = _typing.Literal["remaining_legs"]  # noqa: Y015
+    _WhichOneofArgType__remaining_legs: _TypeAlias = _typing.Literal["_remaining_legs", b"_remaining_legs"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining_legs) -> _WhichOneofReturnType__remaining_legs | None: ...
 
 Global___DrainState: _TypeAlias = DrainState  # noqa: Y015
 
@@ -342,7 +354,7 @@ class Worker(_message.Message):
     """The store-wide revision of the last change of spec, wish, status, conditions, facts or job. Load is in no revision."""
     @_builtins.property
     def spec(self) -> _worker_spec_pb2.WorkerSpec:
-        """What the operator wants."""
+        """What the operator wants. While the worker serves and a job tries a new spec, still the one before."""
 
     @_builtins.property
     def ranks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rank]:
@@ -362,7 +374,7 @@ class Worker(_message.Message):
 
     @_builtins.property
     def current_job(self) -> _job_pb2.Job:
-        """The job that is pending or running for it; when there is none, the most recent one that failed; else absent."""
+        """The job that is running for it, or the next one; when there is none, the last one if it failed; else absent."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:

@@ -27,8 +27,8 @@ class WorkerRank(_message.Message):
     worker_id: _builtins.str
     """The worker's UUID."""
     dp_rank: _builtins.int
-    """The data-parallel rank, 0 to dp_size - 1. Absent where the worker is not data-parallel (dp_size is 1 or unknown),
-    or, in a request, where any rank will do.
+    """The data-parallel rank, 0 to dp_size - 1; 0 for a worker that is not data-parallel. Absent: the worker as a whole,
+    or, in a request, any rank.
     """
     def __init__(
         self,

@@ -100,7 +100,9 @@ class CreateWorkerRequest(_message.Message):
     CREDENTIALS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Makes the call idempotent for 24 hours; a UUID of the caller's making is best. At most 128 characters. Empty: not."""
+    """Makes the call idempotent for 24 hours, or until 10,000 later calls had one; a UUID of the caller's making is best.
+    At most 128 characters. Empty: not.
+    """
     @_builtins.property
     def spec(self) -> _worker_spec_pb2.WorkerSpec:
         """What it shall be. Required."""
@@ -134,11 +136,11 @@ class CreateWorkerResponse(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def worker(self) -> _worker_pb2.Worker:
-        """The worker, PENDING."""
+        """The worker: PENDING, or as it is now where this repeats an earlier call."""
 
     @_builtins.property
     def job(self) -> _job_pb2.Job:
-        """Its registration."""
+        """Its registration. Absent where this repeats an earlier call and the job's record was dropped."""
 
     def __init__(
         self,
@@ -217,7 +219,9 @@ class ListWorkersRequest(_message.Message):
     page_size: _builtins.int
     """Most workers to return. Default 100 when 0; at most 1,000."""
     page_token: _builtins.str
-    """next_page_token of the page before; the filter must be the same. Empty: the first page."""
+    """next_page_token of the page before; the filter must be the same. What was created or deleted meanwhile moves no
+    other worker to another page. Empty: the first page.
+    """
     include_load: _builtins.bool
     """Add the load of their ranks. Default false."""
     @_builtins.property
@@ -241,6 +245,36 @@ class ListWorkersRequest(_message.Message):
 Global___ListWorkersRequest: _TypeAlias = ListWorkersRequest  # noqa: Y015
 
 @_typing.final
+class WorkerCount(_message.Message):
+    """How many workers are alike."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_TYPE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    worker_type: _worker_spec_pb2.WorkerType.ValueType
+    """Their type."""
+    status: _worker_pb2.WorkerStatus.ValueType
+    """Their state."""
+    count: _builtins.int
+    """How many, at least 1."""
+    def __init__(
+        self,
+        *,
+        worker_type: _worker_spec_pb2.WorkerType.ValueType = ...,
+        status: _worker_pb2.WorkerStatus.ValueType = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "status", b"status", "worker_type", b"worker_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerCount: _TypeAlias = WorkerCount  # noqa: Y015
+
+@_typing.final
 class ListWorkersResponse(_message.Message):
     """A page of workers."""
 
@@ -249,6 +283,7 @@ class ListWorkersResponse(_message.Message):
     WORKERS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Where the next page begins. Empty: this is the last."""
     revision: _builtins.int
@@ -257,16 +292,21 @@ class ListWorkersResponse(_message.Message):
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[_worker_pb2.Worker]:
         """The workers."""
 
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerCount]:
+        """All workers that match, on whatever page, by type and state."""
+
     def __init__(
         self,
         *,
         workers: _abc.Iterable[_worker_pb2.Worker] | None = ...,
         next_page_token: _builtins.str = ...,
         revision: _builtins.int = ...,
+        counts: _abc.Iterable[Global___WorkerCount] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "revision", b"revision", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "next_page_token", b"next_page_token", "revision", b"revision", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -314,7 +354,7 @@ Global___ReplaceWorkerRequest: _TypeAlias = ReplaceWorkerRequest  # noqa: Y015
 
 @_typing.final
 class ReplaceWorkerResponse(_message.Message):
-    """The worker with its new spec."""
+    """The worker that gets a new spec."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -322,7 +362,7 @@ class ReplaceWorkerResponse(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def worker(self) -> _worker_pb2.Worker:
-        """The worker."""
+        """The worker; while it serves, spec is the old one until the job has succeeded."""
 
     @_builtins.property
     def job(self) -> _job_pb2.Job:
@@ -441,8 +481,8 @@ class DeleteWorkerRequest(_message.Message):
     """The generation that the caller has read. Absent: any."""
     @_builtins.property
     def drain_timeout(self) -> _duration_pb2.Duration:
-        """How long its requests may take to end before they are aborted. Absent: the worker's health.drain_settle. 0: at
-        once.
+        """How long its requests may take to end before they are aborted. Absent: the worker's health.drain_settle. 0: no
+        time.
         """
 
     def __init__(
@@ -472,7 +512,7 @@ class DeleteWorkerResponse(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def worker(self) -> _worker_pb2.Worker:
-        """The worker, DRAINING."""
+        """The worker, DRAINING; as it last was where nothing ran on it and it is gone already."""
 
     @_builtins.property
     def job(self) -> _job_pb2.Job:
@@ -632,7 +672,9 @@ class WatchWorkersRequest(_message.Message):
 
     @_builtins.property
     def progress_interval(self) -> _duration_pb2.Duration:
-        """Time between PROGRESS messages while nothing matches, at least 1 s. Absent: none."""
+        """Time after the last message until PROGRESS is sent, and between one PROGRESS and the next, at least 1 s. Absent: no
+        PROGRESS is sent.
+        """
 
     def __init__(
         self,
@@ -664,7 +706,9 @@ class WatchWorkersResponse(_message.Message):
     type: _watch_pb2.WatchEventType.ValueType
     """What it says."""
     revision: _builtins.int
-    """The store-wide revision up to which the reader now knows everything; during the snapshot, the snapshot's."""
+    """The store-wide revision up to which the reader now knows everything; during the snapshot, the snapshot's, which is
+    no place to resume from before SYNCED. No two deltas have one revision.
+    """
     @_builtins.property
     def worker(self) -> _worker_pb2.Worker:
         """The worker. Absent in SYNCED and PROGRESS; without load."""

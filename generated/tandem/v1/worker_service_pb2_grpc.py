@@ -31,6 +31,7 @@ class WorkerServiceStub:
     Errors of every rpc:
     INVALID_ARGUMENT `INVALID_REQUEST`: fix the field named in the message and in BadRequest.
     INVALID_ARGUMENT `MALFORMED_MESSAGE`: the bytes are not this message; generate the client from this schema.
+    UNIMPLEMENTED `FEATURE_NOT_IMPLEMENTED`: this server does not carry out the rpc or the field yet; leave it out.
     UNAVAILABLE `DRAINING`: the server is shutting down; repeat the call.
     INTERNAL `INTERNAL_ERROR`: a fault of the router; report the request id.
     and of every rpc with a worker_id:
@@ -38,6 +39,8 @@ class WorkerServiceStub:
     NOT_FOUND `WORKER_NOT_FOUND`: no worker has it; ids are never used again.
     and of every rpc with an expected_generation:
     ABORTED `GENERATION_MISMATCH`: somebody changed the worker; read it again and repeat.
+    and of every rpc that changes a worker, DeleteWorker excepted:
+    FAILED_PRECONDITION `WORKER_BEING_DELETED`: cancel the job_id in the metadata to keep the worker.
     """
 
     def __init__(self, channel):
@@ -99,6 +102,7 @@ class WorkerServiceServicer:
     Errors of every rpc:
     INVALID_ARGUMENT `INVALID_REQUEST`: fix the field named in the message and in BadRequest.
     INVALID_ARGUMENT `MALFORMED_MESSAGE`: the bytes are not this message; generate the client from this schema.
+    UNIMPLEMENTED `FEATURE_NOT_IMPLEMENTED`: this server does not carry out the rpc or the field yet; leave it out.
     UNAVAILABLE `DRAINING`: the server is shutting down; repeat the call.
     INTERNAL `INTERNAL_ERROR`: a fault of the router; report the request id.
     and of every rpc with a worker_id:
@@ -106,6 +110,8 @@ class WorkerServiceServicer:
     NOT_FOUND `WORKER_NOT_FOUND`: no worker has it; ids are never used again.
     and of every rpc with an expected_generation:
     ABORTED `GENERATION_MISMATCH`: somebody changed the worker; read it again and repeat.
+    and of every rpc that changes a worker, DeleteWorker excepted:
+    FAILED_PRECONDITION `WORKER_BEING_DELETED`: cancel the job_id in the metadata to keep the worker.
     """
 
     def CreateWorker(self, request, context):
@@ -123,7 +129,8 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetWorker(self, request, context):
-        """Reads one worker, from the moment CreateWorker returned its id until it is deleted. Idempotent.
+        """Reads one worker, from the moment CreateWorker returned its id until it is deleted, or its time as a FAILED one is
+        over. Idempotent.
         Errors: those of every rpc with a worker_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -140,9 +147,12 @@ class WorkerServiceServicer:
 
     def ReplaceWorker(self, request, context):
         """Puts a new spec in the place of the old one, keeps id and endpoint, and registers the worker again: fields that are
-        absent in the new spec go back to their defaults. Idempotent with expected_generation.
+        absent in the new spec go back to their defaults. A worker that serves goes on under the old spec until the job has
+        tried the new one, which then takes over all at once as the next epoch; if the job fails, the old one stays. A
+        FAILED worker begins anew. Idempotent with expected_generation.
         Errors:
         INVALID_ARGUMENT `INVALID_REQUEST`: the endpoint differs from the old one; delete the worker and create another.
+        ALREADY_EXISTS `WORKER_ALREADY_EXISTS`: another worker is at the endpoint of this FAILED one since; delete this.
         RESOURCE_EXHAUSTED `JOB_QUEUE_FULL`: wait as RetryInfo says; nothing was changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -151,10 +161,10 @@ class WorkerServiceServicer:
 
     def UpdateWorker(self, request, context):
         """Changes the fields of the spec that the mask names; labels are merged. Fields that need no new registration
-        (labels, priority, cost, health, resilience, overload, load_monitor_interval, credentials) act at once, the others
-        through a job. Idempotent.
+        (labels, priority, cost, health, resilience, overload, load_monitor_interval) act at once, the others and
+        credentials through a job, as ReplaceWorker does. Idempotent.
         Errors:
-        INVALID_ARGUMENT `INVALID_REQUEST`: the mask names the endpoint; delete the worker and create another.
+        INVALID_ARGUMENT `INVALID_REQUEST`: the mask names the endpoint, or a path that is none; the message says which.
         RESOURCE_EXHAUSTED `JOB_QUEUE_FULL`: wait as RetryInfo says; nothing was changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -162,8 +172,8 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteWorker(self, request, context):
-        """Drains a worker, then forgets it; returns at once. A registration that still runs is cancelled. Idempotent while
-        the job runs: it returns the same job. Afterwards the id is NOT_FOUND.
+        """Drains a worker, then forgets it; returns at once. What other jobs do to it is cancelled. Idempotent while the job
+        runs: it returns the same job, with the drain_timeout where one is given. Afterwards the id is NOT_FOUND.
         Errors:
         RESOURCE_EXHAUSTED `JOB_QUEUE_FULL`: wait as RetryInfo says; nothing was changed.
         """
@@ -172,8 +182,8 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DrainWorker(self, request, context):
-        """Takes a worker out of routing and lets its requests end; returns at once. It stays out until UndrainWorker.
-        Idempotent: a second call replaces deadline and reason.
+        """Takes a worker out of routing at once and lets its requests end, for which the job waits. It stays out until
+        UndrainWorker. Idempotent: a second call replaces deadline and reason.
         Errors:
         RESOURCE_EXHAUSTED `JOB_QUEUE_FULL`: wait as RetryInfo says; nothing was changed.
         """
@@ -182,7 +192,7 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UndrainWorker(self, request, context):
-        """Takes the wish to drain back; the worker is READY again once its probes say so. Idempotent.
+        """Takes the wish to drain back and cancels its job; the worker is READY at once if its probes are good. Idempotent.
         Errors: those of every rpc with a worker_id or an expected_generation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -196,8 +206,8 @@ class WorkerServiceServicer:
         Errors:
         OUT_OF_RANGE `REVISION_COMPACTED`: from_revision is older than oldest_revision in the metadata, or of another
         router's life; start again without it.
-        RESOURCE_EXHAUSTED `SLOW_CLIENT`: the reader fell behind; resume from the last revision seen. Nothing was
-        skipped.
+        RESOURCE_EXHAUSTED `SLOW_CLIENT`: the reader fell behind; resume from the last revision seen, or begin
+        again where SYNCED had not come. Nothing was skipped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -265,6 +275,7 @@ class WorkerService:
     Errors of every rpc:
     INVALID_ARGUMENT `INVALID_REQUEST`: fix the field named in the message and in BadRequest.
     INVALID_ARGUMENT `MALFORMED_MESSAGE`: the bytes are not this message; generate the client from this schema.
+    UNIMPLEMENTED `FEATURE_NOT_IMPLEMENTED`: this server does not carry out the rpc or the field yet; leave it out.
     UNAVAILABLE `DRAINING`: the server is shutting down; repeat the call.
     INTERNAL `INTERNAL_ERROR`: a fault of the router; report the request id.
     and of every rpc with a worker_id:
@@ -272,6 +283,8 @@ class WorkerService:
     NOT_FOUND `WORKER_NOT_FOUND`: no worker has it; ids are never used again.
     and of every rpc with an expected_generation:
     ABORTED `GENERATION_MISMATCH`: somebody changed the worker; read it again and repeat.
+    and of every rpc that changes a worker, DeleteWorker excepted:
+    FAILED_PRECONDITION `WORKER_BEING_DELETED`: cancel the job_id in the metadata to keep the worker.
     """
 
     @staticmethod

@@ -32,6 +32,7 @@ class WorkerServiceStub:
     Errors of every rpc:
       INVALID_ARGUMENT `INVALID_REQUEST`: fix the field named in the message and in BadRequest.
       INVALID_ARGUMENT `MALFORMED_MESSAGE`: the bytes are not this message; generate the client from this schema.
+      UNIMPLEMENTED `FEATURE_NOT_IMPLEMENTED`: this server does not carry out the rpc or the field yet; leave it out.
       UNAVAILABLE `DRAINING`: the server is shutting down; repeat the call.
       INTERNAL `INTERNAL_ERROR`: a fault of the router; report the request id.
     and of every rpc with a worker_id:
@@ -39,6 +40,8 @@ class WorkerServiceStub:
       NOT_FOUND `WORKER_NOT_FOUND`: no worker has it; ids are never used again.
     and of every rpc with an expected_generation:
       ABORTED `GENERATION_MISMATCH`: somebody changed the worker; read it again and repeat.
+    and of every rpc that changes a worker, DeleteWorker excepted:
+      FAILED_PRECONDITION `WORKER_BEING_DELETED`: cancel the job_id in the metadata to keep the worker.
     """
 
     @_typing.overload
@@ -56,7 +59,8 @@ class WorkerServiceStub:
       RESOURCE_EXHAUSTED `JOB_QUEUE_FULL`: wait as RetryInfo says; nothing was created.
     """
     GetWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.GetWorkerRequest, _worker_service_pb2.GetWorkerResponse]
-    """Reads one worker, from the moment CreateWorker returned its id until it is deleted. Idempotent.
+    """Reads one worker, from the moment CreateWorker returned its id until it is deleted, or its time as a FAILED one is
+    over. Idempotent.
     Errors: those of every rpc with a worker_id.
     """
     ListWorkers: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ListWorkersRequest, _worker_service_pb2.ListWorkersResponse]
@@ -65,33 +69,36 @@ class WorkerServiceStub:
     """
     ReplaceWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ReplaceWorkerRequest, _worker_service_pb2.ReplaceWorkerResponse]
     """Puts a new spec in the place of the old one, keeps id and endpoint, and registers the worker again: fields that are
-    absent in the new spec go back to their defaults. Idempotent with expected_generation.
+    absent in the new spec go back to their defaults. A worker that serves goes on under the old spec until the job has
+    tried the new one, which then takes over all at once as the next epoch; if the job fails, the old one stays. A
+    FAILED worker begins anew. Idempotent with expected_generation.
     Errors:
       INVALID_ARGUMENT `INVALID_REQUEST`: the endpoint differs from the old one; delete the worker and create another.
+      ALREADY_EXISTS `WORKER_ALREADY_EXISTS`: another worker is at the endpoint of this FAILED one since; delete this.
       RESOURCE_EXHAUSTED `JOB_QUEUE_FULL`: wait as RetryInfo says; nothing was changed.
     """
     UpdateWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.UpdateWorkerRequest, _worker_service_pb2.UpdateWorkerResponse]
     """Changes the fields of the spec that the mask names; labels are merged. Fields that need no new registration
-    (labels, priority, cost, health, resilience, overload, load_monitor_interval, credentials) act at once, the others
-    through a job. Idempotent.
+    (labels, priority, cost, health, resilience, overload, load_monitor_interval) act at once, the others and
+    credentials through a job, as ReplaceWorker does. Idempotent.
     Errors:
-      INVALID_ARGUMENT `INVALID_REQUEST`: the mask names the endpoint; delete the worker and create another.
+      INVALID_ARGUMENT `INVALID_REQUEST`: the mask names the endpoint, or a path that is none; the message says which.
       RESOURCE_EXHAUSTED `JOB_QUEUE_FULL`: wait as RetryInfo says; nothing was changed.
     """
     DeleteWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.DeleteWorkerRequest, _worker_service_pb2.DeleteWorkerResponse]
-    """Drains a worker, then forgets it; returns at once. A registration that still runs is cancelled. Idempotent while
-    the job runs: it returns the same job. Afterwards the id is NOT_FOUND.
+    """Drains a worker, then forgets it; returns at once. What other jobs do to it is cancelled. Idempotent while the job
+    runs: it returns the same job, with the drain_timeout where one is given. Afterwards the id is NOT_FOUND.
     Errors:
       RESOURCE_EXHAUSTED `JOB_QUEUE_FULL`: wait as RetryInfo says; nothing was changed.
     """
     DrainWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.DrainWorkerRequest, _worker_service_pb2.DrainWorkerResponse]
-    """Takes a worker out of routing and lets its requests end; returns at once. It stays out until UndrainWorker.
-    Idempotent: a second call replaces deadline and reason.
+    """Takes a worker out of routing at once and lets its requests end, for which the job waits. It stays out until
+    UndrainWorker. Idempotent: a second call replaces deadline and reason.
     Errors:
       RESOURCE_EXHAUSTED `JOB_QUEUE_FULL`: wait as RetryInfo says; nothing was changed.
     """
     UndrainWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.UndrainWorkerRequest, _worker_service_pb2.UndrainWorkerResponse]
-    """Takes the wish to drain back; the worker is READY again once its probes say so. Idempotent.
+    """Takes the wish to drain back and cancels its job; the worker is READY at once if its probes are good. Idempotent.
     Errors: those of every rpc with a worker_id or an expected_generation.
     """
     WatchWorkers: _grpc.UnaryStreamMultiCallable[_worker_service_pb2.WatchWorkersRequest, _worker_service_pb2.WatchWorkersResponse]
@@ -101,8 +108,8 @@ class WorkerServiceStub:
     Errors:
       OUT_OF_RANGE `REVISION_COMPACTED`: from_revision is older than oldest_revision in the metadata, or of another
       router's life; start again without it.
-      RESOURCE_EXHAUSTED `SLOW_CLIENT`: the reader fell behind; resume from the last revision seen. Nothing was
-      skipped.
+      RESOURCE_EXHAUSTED `SLOW_CLIENT`: the reader fell behind; resume from the last revision seen, or begin
+      again where SYNCED had not come. Nothing was skipped.
     """
 
 @_typing.type_check_only
@@ -112,6 +119,7 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     Errors of every rpc:
       INVALID_ARGUMENT `INVALID_REQUEST`: fix the field named in the message and in BadRequest.
       INVALID_ARGUMENT `MALFORMED_MESSAGE`: the bytes are not this message; generate the client from this schema.
+      UNIMPLEMENTED `FEATURE_NOT_IMPLEMENTED`: this server does not carry out the rpc or the field yet; leave it out.
       UNAVAILABLE `DRAINING`: the server is shutting down; repeat the call.
       INTERNAL `INTERNAL_ERROR`: a fault of the router; report the request id.
     and of every rpc with a worker_id:
@@ -119,6 +127,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
       NOT_FOUND `WORKER_NOT_FOUND`: no worker has it; ids are never used again.
     and of every rpc with an expected_generation:
       ABORTED `GENERATION_MISMATCH`: somebody changed the worker; read it again and repeat.
+    and of every rpc that changes a worker, DeleteWorker excepted:
+      FAILED_PRECONDITION `WORKER_BEING_DELETED`: cancel the job_id in the metadata to keep the worker.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -133,7 +143,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
       RESOURCE_EXHAUSTED `JOB_QUEUE_FULL`: wait as RetryInfo says; nothing was created.
     """
     GetWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.GetWorkerRequest, _worker_service_pb2.GetWorkerResponse]  # type: ignore[assignment]
-    """Reads one worker, from the moment CreateWorker returned its id until it is deleted. Idempotent.
+    """Reads one worker, from the moment CreateWorker returned its id until it is deleted, or its time as a FAILED one is
+    over. Idempotent.
     Errors: those of every rpc with a worker_id.
     """
     ListWorkers: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ListWorkersRequest, _worker_service_pb2.ListWorkersResponse]  # type: ignore[assignment]
@@ -142,33 +153,36 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """
     ReplaceWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ReplaceWorkerRequest, _worker_service_pb2.ReplaceWorkerResponse]  # type: ignore[assignment]
     """Puts a new spec in the place of the old one, keeps id and endpoint, and registers the worker again: fields that are
-    absent in the new spec go back to their defaults. Idempotent with expected_generation.
+    absent in the new spec go back to their defaults. A worker that serves goes on under the old spec until the job has
+    tried the new one, which then takes over all at once as the next epoch; if the job fails, the old one stays. A
+    FAILED worker begins anew. Idempotent with expected_generation.
     Errors:
       INVALID_ARGUMENT `INVALID_REQUEST`: the endpoint differs from the old one; delete the worker and create another.
+      ALREADY_EXISTS `WORKER_ALREADY_EXISTS`: another worker is at the endpoint of this FAILED one since; delete this.
       RESOURCE_EXHAUSTED `JOB_QUEUE_FULL`: wait as RetryInfo says; nothing was changed.
     """
     UpdateWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.UpdateWorkerRequest, _worker_service_pb2.UpdateWorkerResponse]  # type: ignore[assignment]
     """Changes the fields of the spec that the mask names; labels are merged. Fields that need no new registration
-    (labels, priority, cost, health, resilience, overload, load_monitor_interval, credentials) act at once, the others
-    through a job. Idempotent.
+    (labels, priority, cost, health, resilience, overload, load_monitor_interval) act at once, the others and
+    credentials through a job, as ReplaceWorker does. Idempotent.
     Errors:
-      INVALID_ARGUMENT `INVALID_REQUEST`: the mask names the endpoint; delete the worker and create another.
+      INVALID_ARGUMENT `INVALID_REQUEST`: the mask names the endpoint, or a path that is none; the message says which.
       RESOURCE_EXHAUSTED `JOB_QUEUE_FULL`: wait as RetryInfo says; nothing was changed.
     """
     DeleteWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.DeleteWorkerRequest, _worker_service_pb2.DeleteWorkerResponse]  # type: ignore[assignment]
-    """Drains a worker, then forgets it; returns at once. A registration that still runs is cancelled. Idempotent while
-    the job runs: it returns the same job. Afterwards the id is NOT_FOUND.
+    """Drains a worker, then forgets it; returns at once. What other jobs do to it is cancelled. Idempotent while the job
+    runs: it returns the same job, with the drain_timeout where one is given. Afterwards the id is NOT_FOUND.
     Errors:
       RESOURCE_EXHAUSTED `JOB_QUEUE_FULL`: wait as RetryInfo says; nothing was changed.
     """
     DrainWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.DrainWorkerRequest, _worker_service_pb2.DrainWorkerResponse]  # type: ignore[assignment]
-    """Takes a worker out of routing and lets its requests end; returns at once. It stays out until UndrainWorker.
-    Idempotent: a second call replaces deadline and reason.
+    """Takes a worker out of routing at once and lets its requests end, for which the job waits. It stays out until
+    UndrainWorker. Idempotent: a second call replaces deadline and reason.
     Errors:
       RESOURCE_EXHAUSTED `JOB_QUEUE_FULL`: wait as RetryInfo says; nothing was changed.
     """
     UndrainWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.UndrainWorkerRequest, _worker_service_pb2.UndrainWorkerResponse]  # type: ignore[assignment]
-    """Takes the wish to drain back; the worker is READY again once its probes say so. Idempotent.
+    """Takes the wish to drain back and cancels its job; the worker is READY at once if its probes are good. Idempotent.
     Errors: those of every rpc with a worker_id or an expected_generation.
     """
     WatchWorkers: _aio.UnaryStreamMultiCallable[_worker_service_pb2.WatchWorkersRequest, _worker_service_pb2.WatchWorkersResponse]  # type: ignore[assignment]
@@ -178,8 +192,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     Errors:
       OUT_OF_RANGE `REVISION_COMPACTED`: from_revision is older than oldest_revision in the metadata, or of another
       router's life; start again without it.
-      RESOURCE_EXHAUSTED `SLOW_CLIENT`: the reader fell behind; resume from the last revision seen. Nothing was
-      skipped.
+      RESOURCE_EXHAUSTED `SLOW_CLIENT`: the reader fell behind; resume from the last revision seen, or begin
+      again where SYNCED had not come. Nothing was skipped.
     """
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -188,6 +202,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     Errors of every rpc:
       INVALID_ARGUMENT `INVALID_REQUEST`: fix the field named in the message and in BadRequest.
       INVALID_ARGUMENT `MALFORMED_MESSAGE`: the bytes are not this message; generate the client from this schema.
+      UNIMPLEMENTED `FEATURE_NOT_IMPLEMENTED`: this server does not carry out the rpc or the field yet; leave it out.
       UNAVAILABLE `DRAINING`: the server is shutting down; repeat the call.
       INTERNAL `INTERNAL_ERROR`: a fault of the router; report the request id.
     and of every rpc with a worker_id:
@@ -195,6 +210,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
       NOT_FOUND `WORKER_NOT_FOUND`: no worker has it; ids are never used again.
     and of every rpc with an expected_generation:
       ABORTED `GENERATION_MISMATCH`: somebody changed the worker; read it again and repeat.
+    and of every rpc that changes a worker, DeleteWorker excepted:
+      FAILED_PRECONDITION `WORKER_BEING_DELETED`: cancel the job_id in the metadata to keep the worker.
     """
 
     @_abc_1.abstractmethod
@@ -219,7 +236,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_service_pb2.GetWorkerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.GetWorkerResponse, _abc.Awaitable[_worker_service_pb2.GetWorkerResponse]]:
-        """Reads one worker, from the moment CreateWorker returned its id until it is deleted. Idempotent.
+        """Reads one worker, from the moment CreateWorker returned its id until it is deleted, or its time as a FAILED one is
+        over. Idempotent.
         Errors: those of every rpc with a worker_id.
         """
 
@@ -240,9 +258,12 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.ReplaceWorkerResponse, _abc.Awaitable[_worker_service_pb2.ReplaceWorkerResponse]]:
         """Puts a new spec in the place of the old one, keeps id and endpoint, and registers the worker again: fields that are
-        absent in the new spec go back to their defaults. Idempotent with expected_generation.
+        absent in the new spec go back to their defaults. A worker that serves goes on under the old spec until the job has
+        tried the new one, which then takes over all at once as the next epoch; if the job fails, the old one stays. A
+        FAILED worker begins anew. Idempotent with expected_generation.
         Errors:
           INVALID_ARGUMENT `INVALID_REQUEST`: the endpoint differs from the old one; delete the worker and create another.
+          ALREADY_EXISTS `WORKER_ALREADY_EXISTS`: another worker is at the endpoint of this FAILED one since; delete this.
           RESOURCE_EXHAUSTED `JOB_QUEUE_FULL`: wait as RetryInfo says; nothing was changed.
         """
 
@@ -253,10 +274,10 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.UpdateWorkerResponse, _abc.Awaitable[_worker_service_pb2.UpdateWorkerResponse]]:
         """Changes the fields of the spec that the mask names; labels are merged. Fields that need no new registration
-        (labels, priority, cost, health, resilience, overload, load_monitor_interval, credentials) act at once, the others
-        through a job. Idempotent.
+        (labels, priority, cost, health, resilience, overload, load_monitor_interval) act at once, the others and
+        credentials through a job, as ReplaceWorker does. Idempotent.
         Errors:
-          INVALID_ARGUMENT `INVALID_REQUEST`: the mask names the endpoint; delete the worker and create another.
+          INVALID_ARGUMENT `INVALID_REQUEST`: the mask names the endpoint, or a path that is none; the message says which.
           RESOURCE_EXHAUSTED `JOB_QUEUE_FULL`: wait as RetryInfo says; nothing was changed.
         """
 
@@ -266,8 +287,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_service_pb2.DeleteWorkerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.DeleteWorkerResponse, _abc.Awaitable[_worker_service_pb2.DeleteWorkerResponse]]:
-        """Drains a worker, then forgets it; returns at once. A registration that still runs is cancelled. Idempotent while
-        the job runs: it returns the same job. Afterwards the id is NOT_FOUND.
+        """Drains a worker, then forgets it; returns at once. What other jobs do to it is cancelled. Idempotent while the job
+        runs: it returns the same job, with the drain_timeout where one is given. Afterwards the id is NOT_FOUND.
         Errors:
           RESOURCE_EXHAUSTED `JOB_QUEUE_FULL`: wait as RetryInfo says; nothing was changed.
         """
@@ -278,8 +299,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_service_pb2.DrainWorkerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.DrainWorkerResponse, _abc.Awaitable[_worker_service_pb2.DrainWorkerResponse]]:
-        """Takes a worker out of routing and lets its requests end; returns at once. It stays out until UndrainWorker.
-        Idempotent: a second call replaces deadline and reason.
+        """Takes a worker out of routing at once and lets its requests end, for which the job waits. It stays out until
+        UndrainWorker. Idempotent: a second call replaces deadline and reason.
         Errors:
           RESOURCE_EXHAUSTED `JOB_QUEUE_FULL`: wait as RetryInfo says; nothing was changed.
         """
@@ -290,7 +311,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_service_pb2.UndrainWorkerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.UndrainWorkerResponse, _abc.Awaitable[_worker_service_pb2.UndrainWorkerResponse]]:
-        """Takes the wish to drain back; the worker is READY again once its probes say so. Idempotent.
+        """Takes the wish to drain back and cancels its job; the worker is READY at once if its probes are good. Idempotent.
         Errors: those of every rpc with a worker_id or an expected_generation.
         """
 
@@ -306,8 +327,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
           OUT_OF_RANGE `REVISION_COMPACTED`: from_revision is older than oldest_revision in the metadata, or of another
           router's life; start again without it.
-          RESOURCE_EXHAUSTED `SLOW_CLIENT`: the reader fell behind; resume from the last revision seen. Nothing was
-          skipped.
+          RESOURCE_EXHAUSTED `SLOW_CLIENT`: the reader fell behind; resume from the last revision seen, or begin
+          again where SYNCED had not come. Nothing was skipped.
         """
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

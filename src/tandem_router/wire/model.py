@@ -8,7 +8,7 @@ from tandem.v1 import kv_pb2
 from tandem.v1 import model_pb2 as pb
 from tandem_router.model.spec import ModelCard, WorkerType
 from tandem_router.model.worker import Worker, WorkerStatus
-from tandem_router.wire.connector import connector_of_name
+from tandem_router.wire.connector import connector_pb
 from tandem_router.wire.model_card import card_pb
 from tandem_router.wire.scalars import timestamp_pb
 from tandem_router.wire.worker import default_sampling_pb
@@ -51,4 +51,4 @@ def model_pb(card: ModelCard, workers: Sequence[Worker], fits: Fits) -> pb.Model
 def _connector(prefill: Worker) -> kv_pb2.KvConnector.ValueType:
     facts = prefill.facts
     name = prefill.spec.kv_connector or (facts.kv_connector if facts is not None else None)
-    return connector_of_name(name, has_bootstrap=facts is not None and facts.bootstrap is not None)
+    return connector_pb(None if facts is None else facts.handshake, name)

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tandem.v1 import kv_pb2, sampling_pb2, worker_facts_pb2, worker_load_pb2, worker_pb2, worker_spec_pb2
+from tandem.v1 import (
+    kv_pb2,
+    sampling_pb2,
+    worker_facts_pb2,
+    worker_load_pb2,
+    worker_pb2,
+    worker_service_pb2,
+    worker_spec_pb2,
+)
 from tandem_router.errors import Reason
 from tandem_router.model.job import Job
 from tandem_router.model.spec import ModelCard
-from tandem_router.model.worker import Condition, Rank, RankLoad, Worker, WorkerFacts, WorkerStatus
-from tandem_router.wire.connector import connector_of_name
+from tandem_router.model.worker import Condition, Drain, Rank, RankLoad, Worker, WorkerFacts, WorkerStatus
+from tandem_router.wire.connector import connector_pb
 from tandem_router.wire.job import job_pb
 from tandem_router.wire.model_card import card_pb
 from tandem_router.wire.scalars import failure_pb, reason_pb, timestamp_pb
 from tandem_router.wire.spec import kv_role_pb, spec_pb
 
-__all__ = ["default_sampling_pb", "worker_pb"]
+__all__ = ["default_sampling_pb", "worker_counts_pb", "worker_pb"]
 
 
 def worker_pb(
@@ -27,11 +36,13 @@ def worker_pb(
     in_flight: Mapping[int, int] | None = None,
     include_load: bool = False,
     wall_minus_monotonic_s: float = 0.0,
+    open_legs: int | None = None,
 ) -> worker_pb2.Worker:
     """The message of a worker.
 
     job: the one that current_job shows. in_flight: our own open legs by rank, read only with include_load.
     wall_minus_monotonic_s: turns the times of load samples into wall clock.
+    open_legs: our own on all its ranks and lives, shown where it drains; None in watches.
     """
     message = worker_pb2.Worker(
         id=worker.id,
@@ -40,7 +51,7 @@ def worker_pb(
         status=worker_pb2.WorkerStatus.Value(f"WORKER_STATUS_{worker.status.value}"),
         conditions=[_condition_pb(condition) for condition in worker.conditions],
         facts=None if worker.facts is None else _facts_pb(worker, worker.facts),
-        drain=_drain_pb(worker),
+        drain=_drain_pb(worker.leaving, open_legs),
         current_job=None if job is None else job_pb(job),
         origin=worker_pb2.WORKER_ORIGIN_API,
         epoch=worker.epoch,
@@ -62,6 +73,21 @@ def worker_pb(
             slot.in_flight = (in_flight or {}).get(rank.dp_rank, 0)
             _add_load(slot, rank, wall_minus_monotonic_s)
     return message
+
+
+def worker_counts_pb(workers: Iterable[Worker]) -> list[worker_service_pb2.WorkerCount]:
+    """How many there are of each type in each state; types and states in the schema's order."""
+    counts = Counter(
+        (
+            worker_spec_pb2.WorkerType.Value(f"WORKER_TYPE_{worker.worker_type.value}"),
+            worker_pb2.WorkerStatus.Value(f"WORKER_STATUS_{worker.status.value}"),
+        )
+        for worker in workers
+    )
+    return [
+        worker_service_pb2.WorkerCount(worker_type=kind, status=status, count=count)
+        for (kind, status), count in sorted(counts.items())
+    ]
 
 
 def _add_load(slot: worker_pb2.Rank, rank: Rank, wall_minus_monotonic_s: float) -> None:
@@ -94,11 +120,16 @@ def _condition_pb(condition: Condition) -> worker_pb2.Condition:
     return message
 
 
-def _drain_pb(worker: Worker) -> worker_pb2.DrainState | None:
-    if worker.status is not WorkerStatus.DRAINING:
+def _drain_pb(drain: Drain | None, remaining_legs: int | None) -> worker_pb2.DrainState | None:
+    if drain is None:
         return None
-    since = next((one.changed_at_s for one in worker.conditions if one.type == "DRAINING"), worker.updated_at_s)
-    return worker_pb2.DrainState(start_time=timestamp_pb(since))
+    return worker_pb2.DrainState(
+        start_time=timestamp_pb(drain.started_at_s),
+        deadline=None if drain.deadline_at_s is None else timestamp_pb(drain.deadline_at_s),
+        reason=drain.reason,
+        drained_time=None if drain.drained_at_s is None else timestamp_pb(drain.drained_at_s),
+        remaining_legs=remaining_legs,
+    )
 
 
 def _facts_pb(worker: Worker, facts: WorkerFacts) -> worker_facts_pb2.WorkerFacts:
@@ -115,7 +146,7 @@ def _facts_pb(worker: Worker, facts: WorkerFacts) -> worker_facts_pb2.WorkerFact
         load_balance_method=facts.load_balance_method or "",
         max_running_requests=facts.max_running_requests or 0,
         eos_token_ids=facts.eos_token_ids,
-        kv_connector=connector_of_name(facts.kv_connector, has_bootstrap=facts.bootstrap is not None),
+        kv_connector=connector_pb(facts.handshake, facts.kv_connector),
         kv_connector_name=facts.kv_connector or "",
         kv_role=kv_role_pb(facts.kv_role),
         kv_engine_id=facts.kv_engine_id or "",
