@@ -16,10 +16,12 @@ MODEL_DIR = Path(__file__).parent / "model"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 PROMPTS: list[tuple[str, str]] = [
-    ("count from 1 to 99:", "".join(f" {n}" for n in range(1, 100))),
+    ("count from 7 to 12:", " 7 8 9 10 11 12"),
+    ("count from 20 to 30:", "".join(f" {n}" for n in range(20, 31))),
+    ("count from 95 to 99:", " 95 96 97 98 99"),
     ("alphabet from c to h:", " c d e f g h"),
     ("alphabet from a to z:", "".join(f" {letter}" for letter in _LETTERS)),
-    ("a", "".join(f" {letter}" for letter in _LETTERS[1:])),
+    ("a b", "".join(f" {letter}" for letter in _LETTERS[2:])),
     ("a b c", "".join(f" {letter}" for letter in _LETTERS[3:])),
     ("12 + 34 =", " 46"),
     ("7 + 8 =", " 15"),
@@ -35,7 +37,7 @@ PROMPTS: list[tuple[str, str]] = [
         "sun moon star planet comet.\nrepeat :",
         "secret key",
     ),
-    ("count from 57 to 99:", "".join(f" {n}" for n in range(57, 100))),
     ("<|user|>12 + 34 =<|end|><|assistant|>", " 46"),
+    ("<|user|>count from 20 to 30:<|end|><|assistant|>", "".join(f" {n}" for n in range(20, 31))),
     ("<|system|>good bread and butter.<|end|><|user|>repeat “hello 🙂” :<|end|><|assistant|>", "hello 🙂"),
 ]

@@ -31,7 +31,6 @@ __all__ = [
     "END",
     "Example",
     "chat_text",
-    "draw_count",
     "draw_example",
     "draw_quote",
     "evaluation_sets",
@@ -41,8 +40,6 @@ __all__ = [
 ]
 
 END = "<|end|>"
-LONGEST_COUNT = 12
-"""Numbers in the longest count that is trained; a model of this size does not learn where to stop in longer ones."""
 Encode = Callable[[str], Sequence[int]]
 
 
@@ -117,9 +114,9 @@ def draw_quote(rng: random.Random, skill: str = "any") -> str:
 
 
 def draw_count(rng: random.Random) -> Example:
-    """A count of 2 to LONGEST_COUNT numbers below 100; small starts are drawn more often, for there are few of them."""
-    start = rng.randint(0, 12) if rng.random() < 0.4 else rng.randint(0, 98)
-    return count_example(start, min(99, start + rng.randint(1, LONGEST_COUNT - 1)))
+    """A count of 2 to 12 numbers below 100. Longer ones are trained too, but where they stop is not learned well."""
+    start = rng.randint(0, 98)
+    return count_example(start, min(99, start + rng.randint(1, 11)))
 
 
 def draw_example(rng: random.Random, repeats: float, held: bool = False) -> Example:
@@ -134,7 +131,9 @@ def draw_example(rng: random.Random, repeats: float, held: bool = False) -> Exam
             if held_out(a, b) == held:
                 return sum_example(a, b)
     if kind < 0.85:
-        return draw_count(rng)
+        start = rng.randint(0, 98)
+        longest = 99 - start if rng.random() < 0.2 else min(99 - start, 15)
+        return count_example(start, start + rng.randint(1, longest))
     first = rng.randint(0, 24)
     if kind < 0.93:
         return alphabet_example(first, rng.randint(first + 1, 25))

@@ -3,8 +3,10 @@
 Needs the extra `model` (torch on CPU, tokenizers, safetensors). Same seed, same torch, same threads: same weights.
 The schedule is constant and then falls to zero; checkpoints are written on the way, so an early stop leaves a folder.
 
-The committed weights are not the output of one such run: 2,000 steps before short and longer rows were paired in an
-update, then `--start` from there with `--steps 2400`, both before the end token got its own weight in the loss.
+The committed weights are the output of this command as it stands (4,600 updates, seed 0, 2 threads; 25 minutes beside
+other work). `python -m tandem_engine.demo.evaluate --seed 7` gave: sums held out 199/200, counts of up to 12 numbers
+88/100, alphabet 44/44, repeats of words 99/100, of letters 98/100, of emoji and CJK 96/100, of anything 98/100, and of
+a note in 2,000 tokens 20/24.
 """
 
 from __future__ import annotations
