@@ -80,6 +80,9 @@ docs: .venv/.ready ## write docs/{api,errors,settings}.md from the code
 docs-check: .venv/.ready ## fail if those pages are not what the code gives
 	@$(BIN)/python docs/_generate --check
 
+bench: .venv/.ready ## measure health latency under load (45 s)
+	@$(BIN)/python bench/health_latency.py
+
 accept-api: .venv/.ready ## take the present schema as the base of `buf breaking`
 	@$(BIN)/buf build --exclude-source-info -o proto/image.binpb
 

@@ -61,6 +61,7 @@ class Reason(enum.StrEnum):
     REQUEST_ID_IN_USE = "REQUEST_ID_IN_USE"
     REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
     GENERATION_MISMATCH = "GENERATION_MISMATCH"
+    WORKER_BEING_DELETED = "WORKER_BEING_DELETED"
     JOB_QUEUE_FULL = "JOB_QUEUE_FULL"
     JOB_FINISHED = "JOB_FINISHED"
     TOO_MANY_REQUESTS = "TOO_MANY_REQUESTS"
@@ -198,6 +199,12 @@ TABLE: Mapping[Reason, Row] = {
         "The resource changed since the generation that the call expects.",
         "Read the resource again and repeat the change.",
     ),
+    Reason.WORKER_BEING_DELETED: Row(
+        Code.FAILED_PRECONDITION,
+        False,
+        "The worker is being deleted; nothing else can be wished of it.",
+        "Cancel the job named in the error's metadata to keep the worker, or wait and create another.",
+    ),
     Reason.JOB_QUEUE_FULL: Row(
         Code.RESOURCE_EXHAUSTED, True, "The job queue is full.", "Wait as RetryInfo says and repeat the call."
     ),
@@ -211,8 +218,8 @@ TABLE: Mapping[Reason, Row] = {
     Reason.SLOW_CLIENT: Row(
         Code.RESOURCE_EXHAUSTED,
         False,
-        "The client reads more slowly than tokens come; the stream's buffer is full.",
-        "Read faster, or ask for fewer tokens.",
+        "The client reads more slowly than its stream is written, and is too far behind.",
+        "Read faster; take a watch up again from the last revision seen.",
     ),
     Reason.NO_READY_WORKER: Row(
         Code.UNAVAILABLE,

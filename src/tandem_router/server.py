@@ -1,10 +1,17 @@
-"""The composition root: builds every room from settings, opens the listeners, and ends them in order."""
+"""The composition root: builds every room from settings, opens the listeners, and ends them in order.
+
+The end comes in this order and within these times: `begin_drain` (at once: health says NOT_SERVING, calls that begin
+something are refused with DRAINING), `drain` (at most shutdown_grace_s: what runs may end), `close` (at once: whoever
+still waits is answered with DRAINING; then at most abort_timeout_s for engines to take their aborts). Probes are
+answered to the last.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +20,8 @@ import grpc
 from tandem_router.clock import LoopClock, SystemIds, SystemRng
 from tandem_router.core.ledger import LegLedger
 from tandem_router.core.rooms import RoomAllocator
+from tandem_router.core.watch_log import first_revision
+from tandem_router.core.watch_pairs import PairTable
 from tandem_router.model.worker import Worker
 from tandem_router.offload.health_board import HealthBoard
 from tandem_router.offload.health_thread import HealthThread
@@ -23,7 +32,9 @@ from tandem_router.policies.scorers import LeastInFlight
 from tandem_router.runtime.control import Control
 from tandem_router.runtime.relay import Relay
 from tandem_router.runtime.relay_environment import RelayEnvironment
+from tandem_router.runtime.watch import Watches
 from tandem_router.services import listeners
+from tandem_router.services.gate import Gate
 from tandem_router.services.health import HealthServicer
 from tandem_router.services.heartbeat import Heartbeat
 from tandem_router.services.job import JobServicer
@@ -40,6 +51,8 @@ LOG = logging.getLogger("tandem.server")
 
 _STOP_GRACE_S = 0.5
 """For answers already written to leave; every request has ended by then."""
+_HURRY_S = 0.5
+"""For engines to take their aborts when nobody wants to wait; with the rest of a close well within a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +79,7 @@ class RouterServer:
         self._settings = settings
         clock, ids, rng = LoopClock(asyncio.get_running_loop()), SystemIds(), SystemRng()
         self._admin_credentials = _admin_credentials(settings)
+        _check_heartbeat(settings)
         runtime = settings.runtime
         ledger = LegLedger()
         self._codecs = TokenizerPool()
@@ -73,6 +87,8 @@ class RouterServer:
             rooms = RoomAllocator(runtime.rooms, started_at_s=clock.monotonic_s(), started_at_wall_s=clock.wall_s())
         except ValueError as error:
             raise SettingsError(f"rooms.slot: {error}") from error
+        revision = first_revision(clock.wall_s())
+        pairs = PairTable(revision=revision, capacity=runtime.watch.log_capacity)
         self._control = Control(
             clock=clock,
             ids=ids,
@@ -83,6 +99,7 @@ class RouterServer:
             ledger=ledger,
             observer=_Silent(),
             settings=runtime,
+            revision=revision,
         )
         environment = RelayEnvironment(
             clock=clock,
@@ -95,17 +112,21 @@ class RouterServer:
             planner=Planner(runtime, LeastInFlight()),
             observer=_Silent(),
             settings=runtime,
+            pairs=pairs,
         )
         self._relay = Relay(environment)
+        self._control.use(self._relay.end_legs)
+        self._watches = Watches(self._control.history, pairs, runtime.watch)
         self._board = HealthBoard(stale_after_s=settings.health_stale_after_s)
         services = (*listeners.ROUTER_SERVICES, *listeners.ADMIN_SERVICES)
-        self._heartbeat = Heartbeat(self._board, self._control, _fits, services)
+        self._heartbeat = Heartbeat(self._board, self._control.fleet.workers, _fits, services)
         self._beating: asyncio.Task[None] | None = None
         self._health_thread: HealthThread | None = None
         limits = listeners.TransportLimits(
             settings.max_receive_bytes, settings.max_metadata_bytes, settings.max_pending_requests
         )
-        health = HealthServicer(self._board)
+        health = self._health = HealthServicer(self._board)
+        gate = self._gate = Gate()
         router = RouterServicer(
             self._relay,
             self._control,
@@ -115,14 +136,15 @@ class RouterServer:
             _fits,
             RouterLimits(runtime.max_prompt_bytes, settings.slow_client_timeout_s),
         )
-        self._public = listeners.router_server(router, health, ids, limits)
+        self._public = listeners.router_server(router, health, ids, limits, gate)
         self._admin = listeners.admin_server(
-            WorkerServicer(self._control, ledger.in_flight, clock),
-            JobServicer(self._control),
-            PairServicer(self._relay),
+            WorkerServicer(self._control, ledger.in_flight, clock, self._watches),
+            JobServicer(self._control, self._watches),
+            PairServicer(self._relay, self._watches, runtime.max_prompt_bytes),
             health,
             ids,
             limits,
+            gate,
         )
 
     async def start(self) -> Addresses:
@@ -134,43 +156,67 @@ class RouterServer:
             health_listen=self._open_health(settings.health_listen),
         )
         await self._control.start()
-        await self._heartbeat.beat()
+        self._heartbeat.beat()
         self._beating = asyncio.create_task(self._heartbeat.run(settings.heartbeat_interval_s), name="heartbeat")
         await self._public.start()
         await self._admin.start()
         return addresses
 
     def begin_drain(self) -> None:
-        """Say NOT_SERVING and refuse new requests; running ones go on. Idempotent."""
+        """Say NOT_SERVING and refuse what begins something; the rest goes on. Idempotent, returns at once."""
         self._heartbeat.drain()
+        self._gate.drain()
         self._relay.begin_drain()
 
     async def drain(self) -> int:
         """Let running requests end within shutdown_grace_s, end the others and say how many those were."""
         self.begin_drain()
-        return await self._relay.drain(self._settings.shutdown_grace_s)
+        grace_s = self._settings.shutdown_grace_s
+        running = self._relay.statistics().live_requests
+        within = "as long as they take" if grace_s == math.inf else f"at most {grace_s:g} s"
+        LOG.info("draining: %d requests run on, for %s", running, within)
+        ended = await self._relay.drain(None if grace_s == math.inf else grace_s)
+        LOG.info("drained: %d requests were ended before their time", ended)
+        return ended
 
-    async def close(self) -> None:
+    async def close(self, *, in_a_hurry: bool = False) -> None:
         """End whatever still runs and give everything back; idempotent once it has returned.
 
-        Clients have their answer at once; engines get abort_timeout_s to take theirs.
+        Every caller is answered at once, watches too. Engines have abort_timeout_s to take their aborts, and half a
+        second at most when in_a_hurry.
         """
         self.begin_drain()
-        await self._relay.close()
-        await asyncio.gather(self._public.stop(_STOP_GRACE_S), self._admin.stop(_STOP_GRACE_S))
+        self._health.close()
+        await self._relay.drain(0)
+        await self._watches.close()
+        self._gate.shut()
+        await asyncio.gather(
+            self._relay.close(_HURRY_S if in_a_hurry else None),
+            self._public.stop(_STOP_GRACE_S),
+            self._admin.stop(_STOP_GRACE_S),
+        )
+        await self._control.close()
+        await self._codecs.close()
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.gather(self._beating, return_exceptions=True)
-        await self._control.close()
-        await self._codecs.close()
         if self._health_thread is not None:
             await asyncio.to_thread(self._health_thread.stop)
             self._health_thread = None
 
     def _open_health(self, address: str) -> str:
-        self._health_thread = HealthThread(self._board, address)
+        self._health_thread = HealthThread(self._board, address, listeners.add_health_reflection)
         self._health_thread.start()
         return f"{address.rpartition(':')[0]}:{self._health_thread.port}"
+
+
+def _check_heartbeat(settings: ServerSettings) -> None:
+    """A beat that comes late must not look like a wedged loop."""
+    if not 0 < settings.heartbeat_interval_s <= settings.health_stale_after_s / 2:
+        raise SettingsError(
+            f"heartbeat_interval_s {settings.heartbeat_interval_s:g} must be above 0 and at most half of "
+            f"health_stale_after_s {settings.health_stale_after_s:g}"
+        )
 
 
 def _fits(prefill: Worker, decode: Worker) -> bool:

@@ -19,6 +19,8 @@ from tandem_router.model.settings import RuntimeSettings
 __all__ = ["Resolved", "ServerSettings", "SettingsError", "keys", "resolve"]
 
 ENV_PREFIX = "TANDEM_"
+_MAY_BE_INF = {"may_be_inf": True}
+"""Metadata of a field for which "inf" is a value."""
 
 
 class SettingsError(ValueError):
@@ -34,16 +36,23 @@ class ServerSettings:
     admin_listen: str = "127.0.0.1:50052"
     """host:port for operators: every other service, health, reflection, channelz."""
     health_listen: str = "127.0.0.1:50053"
-    """host:port for probes: health alone, on a thread of its own."""
+    """host:port for probes: health and reflection, on threads of its own."""
     admin_tls_certificate: str = ""
     """File, PEM. With the key and client_ca the admin listener asks for client certificates (mutual TLS)."""
     admin_tls_key: str = ""
     admin_client_ca: str = ""
-    shutdown_grace_s: float = 30.0
-    """How long running requests may go on after the first SIGTERM or SIGINT; the second ends them at once."""
+    shutdown_grace_s: float = field(default=25.0, metadata=_MAY_BE_INF)
+    """How long running requests may go on after the first SIGTERM or SIGINT; the second ends them at once. 0: not at
+    all; inf: as long as they take. With the close it must be less than what the process gets before SIGKILL, which is
+    30 s in Kubernetes unless terminationGracePeriodSeconds says otherwise."""
     health_stale_after_s: float = 2.0
-    """A loop that has not beaten for this long is NOT_SERVING."""
+    """A loop that has not beaten for this long is NOT_SERVING for Check; a Watch tells within a quarter of it more."""
     heartbeat_interval_s: float = 0.25
+    thread_switch_interval_s: float = 0.001
+    """How long a thread may keep the interpreter to itself while another waits for it (sys.setswitchinterval); 0 leaves
+    Python's own 5 ms. A health answer needs several turns of it against a busy loop (measured: docs/benchmarks.md)."""
+    debug_wedge_s: float = 0.0
+    """For tests of health probes: when above 0, SIGUSR2 keeps the loop busy for so long. 0: SIGUSR2 is not handled."""
     slow_client_timeout_s: float = 30.0
     """A write that a client lets wait for longer ends its call with SLOW_CLIENT."""
     max_receive_bytes: int = 16 * 1024 * 1024
@@ -119,12 +128,16 @@ def _build(default: typing.Any, prefix: str, values: Mapping[str, object], sourc
         if dataclasses.is_dataclass(inner):
             changes[part.name] = _build(inner, "" if key == "runtime" else f"{key}.", values, sources)
         elif key in values:
-            changes[part.name] = _convert(key, values[key], type(inner), sources[key])
+            may_be_inf = bool(part.metadata.get("may_be_inf"))
+            changes[part.name] = _convert(key, values[key], type(inner), sources[key], may_be_inf=may_be_inf)
     return dataclasses.replace(default, **changes)
 
 
-def _convert(key: str, value: object, kind: type, source: str) -> object:
-    """`value` (text, or a TOML value) as `kind`, one of str, bool, int, float; numbers are finite and not negative."""
+def _convert(key: str, value: object, kind: type, source: str, *, may_be_inf: bool) -> object:
+    """`value` (text, or a TOML value) as `kind`, one of str, bool, int, float.
+
+    Numbers are finite, unless may_be_inf, and not negative.
+    """
     wanted = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}[kind]
     error = SettingsError(f"{key} from {source} must be {wanted} and is {value!r}")
     if kind is str or kind is bool:
@@ -139,8 +152,10 @@ def _convert(key: str, value: object, kind: type, source: str) -> object:
         number: float = kind(value)
     except ValueError:
         raise error from None
-    if not math.isfinite(number) or number < 0:
-        raise SettingsError(f"{key} from {source} must be finite and not negative and is {value!r}")
+    is_limited = math.isfinite(number) or (may_be_inf and number == math.inf)
+    if not is_limited or number < 0:
+        kinds = "finite or inf" if may_be_inf else "finite"
+        raise SettingsError(f"{key} from {source} must be {kinds} and not negative and is {value!r}")
     return number
 
 

@@ -15,7 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tandem.v1 import generate_pb2, router_service_pb2_grpc
-from tandem_router.cli.workers import register_all
+from tandem_router.cli.worker_changes import register_all
 from tandem_router.errors import Reason
 from tandem_router.wire.status import decode
 

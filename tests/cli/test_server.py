@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -72,9 +73,37 @@ async def test_admin_listener_reflects_everything_else(addresses: Addresses, ver
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_reflection_describes_itself(addresses: Addresses, version: str) -> None:
+async def test_health_listener_reflects_health_alone(addresses: Addresses, version: str) -> None:
+    assert await services(addresses.health_listen, version) == {
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+
+
+async def test_open_reflection_calls_leave_checks_a_thread(addresses: Addresses) -> None:
+    async with grpc.aio.insecure_channel(addresses.health_listen) as channel:
+        reflect_on: Any = channel.stream_stream(f"/{VERSIONS[0]}.ServerReflection/ServerReflectionInfo")
+        calls = [reflect_on() for _ in range(20)]
+        # Which of them come first is not for us to say.
+        ends = asyncio.as_completed([asyncio.ensure_future(call.code()) for call in calls])
+        refused = [await next(ends) for _ in range(16)]
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())  # type: ignore[misc]
+        for call in calls:
+            call.cancel()
+        for end in ends:
+            await end
+    assert (set(refused), answer.status) == (
+        {grpc.StatusCode.RESOURCE_EXHAUSTED},
+        health_pb2.HealthCheckResponse.SERVING,
+    )
+
+
+@pytest.mark.parametrize("listener", ["listen", "health_listen"])
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_reflection_describes_itself(addresses: Addresses, version: str, listener: str) -> None:
     request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=f"{version}.ServerReflection")
-    answer = await reflect(addresses.listen, version, request)
+    answer = await reflect(getattr(addresses, listener), version, request)
     file = descriptor_pb2.FileDescriptorProto.FromString(answer.file_descriptor_response.file_descriptor_proto[0])
     types = {method.input_type for service in file.service for method in service.method}
     assert (file.package, types) == (version, {f".{version}.ServerReflectionRequest"})
@@ -120,6 +149,28 @@ async def test_draining_server_refuses_new_requests(server: RouterServer, addres
     assert await error_of(addresses.listen, generate_pb2.GenerateRequest(text="x", model="m")) is Reason.DRAINING
 
 
+async def test_draining_server_refuses_mutations_and_goes_on_to_show(
+    server: RouterServer, addresses: Addresses
+) -> None:
+    server.begin_drain()
+    async with grpc.aio.insecure_channel(addresses.admin_listen) as channel:
+        stub = worker_service_pb2_grpc.WorkerServiceStub(channel)
+        listed = await stub.ListWorkers(worker_service_pb2.ListWorkersRequest())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.CreateWorker(worker_service_pb2.CreateWorkerRequest())
+    error = decode([(key, value) for key, value in caught.value.trailing_metadata() or ()])
+    assert error is not None
+    assert (len(listed.workers), error.reason, error.retry_after_s) == (0, Reason.DRAINING, 1.0)
+
+
+async def test_close_ends_a_health_watch_with_unavailable(server: RouterServer, addresses: Addresses) -> None:
+    async with grpc.aio.insecure_channel(addresses.listen) as channel:
+        watch: Any = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        await watch.read()
+        await server.close()
+        assert await watch.code() is grpc.StatusCode.UNAVAILABLE
+
+
 async def test_idle_server_drains_at_once(server: RouterServer, addresses: Addresses) -> None:
     assert await server.drain() == 0
 
@@ -144,7 +195,8 @@ async def test_channelz_is_on_the_admin_listener(addresses: Addresses) -> None:
         answer = await channelz_pb2_grpc.ChannelzStub(channel).GetServers(  # type: ignore[no-untyped-call]
             channelz_pb2.GetServersRequest(start_server_id=0)
         )
-    assert len(answer.server) >= 2
+    # Of the whole process; tests/e2e/test_health.py counts them in one of its own.
+    assert len([server for server in answer.server if server.listen_socket]) >= 3
 
 
 async def test_close_is_idempotent(server: RouterServer, addresses: Addresses) -> None:
@@ -156,6 +208,13 @@ async def test_close_is_idempotent(server: RouterServer, addresses: Addresses) -
 async def test_admin_listener_that_others_can_reach_needs_credentials(address: str) -> None:
     with pytest.raises(SettingsError, match="needs credentials"):
         RouterServer(replace(FREE, admin_listen=address))
+
+
+@pytest.mark.parametrize(("interval_s", "stale_after_s"), [(0.0, 2.0), (1.1, 2.0), (0.25, 0.0)])
+async def test_heartbeat_that_is_too_slow_for_its_limit_is_refused(interval_s: float, stale_after_s: float) -> None:
+    settings = replace(FREE, heartbeat_interval_s=interval_s, health_stale_after_s=stale_after_s)
+    with pytest.raises(SettingsError, match="heartbeat_interval_s"):
+        RouterServer(settings)
 
 
 async def test_half_of_the_credentials_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,9 @@ def test_boolean_is_read_from_text() -> None:
         ({"max_in_flight": "many"}, "max_in_flight from flag must be a whole number"),
         ({"max_in_flight": "1.5"}, "max_in_flight"),
         ({"max_in_flight": "-1"}, "not negative"),
-        ({"shutdown_grace_s": "nan"}, "finite"),
+        ({"shutdown_grace_s": "nan"}, "or inf"),
+        ({"shutdown_grace_s": "-inf"}, "not negative"),
+        ({"slow_client_timeout_s": "inf"}, "finite"),
         ({"allow_aggregated_fallback": "maybe"}, "true or false"),
     ],
 )
@@ -99,3 +102,7 @@ def test_missing_file_is_an_error(tmp_path: Path) -> None:
 def test_foreign_variables_are_not_ours() -> None:
     # Kubernetes sets TANDEM_SERVICE_HOST for a service named tandem.
     assert resolve(flags={}, environ={"TANDEM_SERVICE_HOST": "x"}).settings == ServerSettings()
+
+
+def test_grace_may_be_for_ever() -> None:
+    assert resolve(flags={"shutdown_grace_s": "inf"}).settings.shutdown_grace_s == math.inf

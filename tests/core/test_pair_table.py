@@ -166,7 +166,7 @@ def test_every_cell_has_a_shown_state() -> None:
         (LegState.RESERVED, LegState.RESERVED, False, PairState.RESERVED),
         (LegState.SENT, LegState.SENT, False, PairState.PREFILLING),
         (LegState.SENT, LegState.RESERVED, False, PairState.PREFILLING),
-        (LegState.DONE, LegState.SENT, False, PairState.DECODING),
+        (LegState.DONE, LegState.SENT, False, PairState.PREFILLING),
         (LegState.SENT, LegState.RUNNING, True, PairState.DECODING),
         (LegState.CLOSED, LegState.RESERVED, False, PairState.RESERVED),
     ],

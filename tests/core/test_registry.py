@@ -7,7 +7,7 @@ import pytest
 from tandem_router.core.commands import BeginStep, CreateWorker, EndStep, SetConditions, StartJob
 from tandem_router.core.events import JobForgotten
 from tandem_router.core.proposals import propose
-from tandem_router.core.registry import MAX_REQUEST_IDS, Registry
+from tandem_router.core.registry import MAX_REQUEST_IDS, REQUEST_ID_TTL_S, Registry
 from tandem_router.errors import Reason, TandemError
 from tandem_router.model.ids import JobId, WorkerId
 from tandem_router.model.job import StepState
@@ -97,8 +97,15 @@ def test_request_ids_are_remembered_up_to_the_bound_and_the_oldest_goes_first() 
     for number in range(MAX_REQUEST_IDS + 1):
         created(registry, number, f"r{number}")
     assert registry.statistics().request_ids == MAX_REQUEST_IDS
-    assert registry.created_by("r0") is None
-    assert registry.created_by("r1") is not None
+    assert registry.created_by("r0", 5.0) is None
+    assert registry.created_by("r1", 5.0) is not None
+
+
+def test_a_request_id_is_remembered_for_a_day() -> None:
+    registry = Registry()
+    created(registry, 1, "r")
+    assert registry.created_by("r", 5.0 + REQUEST_ID_TTL_S) is not None
+    assert registry.created_by("r", 6.0 + REQUEST_ID_TTL_S) is None
 
 
 def test_a_dp_rank_outside_its_size_is_refused_by_field() -> None:

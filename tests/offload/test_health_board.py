@@ -51,18 +51,24 @@ def check(stub: health_pb2_grpc.HealthStub, name: str) -> object:
 
 
 def test_fresh_beat_serves_what_the_table_says(board: HealthBoard) -> None:
-    assert board.all() == {"": True, "liveness": True, "model/x": False}
+    assert board.listed() == {"": True, "liveness": True, "model/x": False}
 
 
 def test_stale_beat_serves_nothing(board: HealthBoard, clock: HandClock) -> None:
     clock.now_s += 0.081
-    assert board.all() == {"": False, "liveness": False, "model/x": False}
+    assert board.listed() == {"": False, "liveness": False, "model/x": False}
 
 
 def test_beat_after_a_stall_serves_again(board: HealthBoard, clock: HandClock) -> None:
     clock.now_s += 60
     board.beat()
     assert board.serving("") is True
+
+
+@pytest.mark.parametrize(("names", "is_told"), [(100, True), (101, False)])
+def test_more_than_a_hundred_names_are_not_listed(board: HealthBoard, names: int, is_told: bool) -> None:
+    board.put({f"model/{number}": True for number in range(names)})
+    assert (board.listed() is not None) is is_told
 
 
 def test_name_left_out_of_the_table_is_unknown(board: HealthBoard) -> None:
@@ -122,6 +128,25 @@ def test_checks_find_a_thread_while_all_watches_are_taken(stub: health_pb2_grpc.
     for watch in watches:
         watch.cancel()
     assert (caught.value.code(), status) == (grpc.StatusCode.RESOURCE_EXHAUSTED, SERVING)  # type: ignore[attr-defined]
+
+
+def test_list_of_too_many_names_is_refused(stub: health_pb2_grpc.HealthStub, board: HealthBoard) -> None:
+    board.put({f"model/{number}": True for number in range(101)})
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.List(health_pb2.HealthListRequest(), timeout=10)  # type: ignore[attr-defined]
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+
+
+def test_stop_ends_a_watch_with_unavailable(board: HealthBoard) -> None:
+    thread = HealthThread(board, "127.0.0.1:0")
+    thread.start()
+    with grpc.insecure_channel(f"127.0.0.1:{thread.port}") as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""), timeout=10)
+        next(watch)
+        thread.stop()
+        with pytest.raises(grpc.RpcError) as caught:
+            next(watch)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
 
 
 def test_taken_port_is_an_error(board: HealthBoard) -> None:

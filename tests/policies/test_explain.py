@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.policies.fleet import fleet, worker
 
 from tandem_router.errors import Reason
 from tandem_router.model.explanation import Explanation
@@ -15,7 +16,6 @@ from tandem_router.policies.contract import Plan, Query
 from tandem_router.policies.explain import explain
 from tandem_router.policies.plan import Planner
 from tandem_router.policies.scorers import LeastInFlight
-from tests.policies.fleet import fleet, worker
 
 P, D, R = WorkerType.PREFILL, WorkerType.DECODE, WorkerType.REGULAR
 PLANNER = Planner(RuntimeSettings(), LeastInFlight())

@@ -11,6 +11,7 @@ from tandem_router.core.ledger import LegLedger, LegRow
 from tandem_router.errors import Reason
 from tandem_router.model.failure import EngineFailure
 from tandem_router.model.ids import RankKey, WorkerId
+from tandem_router.model.job import Job
 from tandem_router.model.pairing import BootstrapEndpoint, HandshakeKind, LegRole
 from tandem_router.model.request import LegRequest
 from tandem_router.model.settings import RuntimeSettings
@@ -203,6 +204,14 @@ class World:
         self.process(url, **fields)
         worker, _ = await self.control.create_worker(WorkerSpec(url, worker_type=worker_type))
         return await self.until(worker.id, WorkerStatus.READY)
+
+    async def create(
+        self, spec: WorkerSpec, credentials: Credentials | None = None, request_id: str | None = None
+    ) -> tuple[Worker, Job]:
+        """A create that is not the late repeat of another one, so there is a job."""
+        worker, job = await self.control.create_worker(spec, credentials, request_id)
+        assert job is not None
+        return worker, job
 
     async def until(self, worker_id: str, status: WorkerStatus, *, within_s: float = 60.0) -> Worker:
         """The worker once it has that status; TimeoutError when it does not get there."""

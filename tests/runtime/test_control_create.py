@@ -20,7 +20,7 @@ URL = "grpc://engine:30000"
 def test_create_returns_a_pending_worker_and_its_job_before_anything_is_dialled() -> None:
     async def scene(world: World) -> None:
         process = world.process(URL)
-        worker, job = await world.control.create_worker(WorkerSpec(URL))
+        worker, job = await world.create(WorkerSpec(URL))
         assert process.dials == 0
         assert (worker.status, worker.current_job, worker.facts, worker.models) == (
             WorkerStatus.PENDING,
@@ -58,7 +58,7 @@ def test_of_200_concurrent_creates_of_one_url_one_succeeds_and_the_rest_learn_it
 def test_a_create_while_the_url_is_being_registered_names_the_running_job() -> None:
     async def scene(world: World) -> None:
         world.process(URL)
-        worker, job = await world.control.create_worker(WorkerSpec(URL))
+        worker, job = await world.create(WorkerSpec(URL))
         with pytest.raises(TandemError) as caught:
             await world.control.create_worker(WorkerSpec(URL))
         assert caught.value.reason is Reason.WORKER_CREATE_IN_PROGRESS
@@ -101,9 +101,9 @@ def test_a_connection_mode_that_is_not_carried_out_is_refused_by_name() -> None:
 def test_a_repeated_request_id_with_the_same_spec_gives_the_same_worker_and_job() -> None:
     async def scene(world: World) -> None:
         world.process(URL)
-        first = await world.control.create_worker(WorkerSpec(URL), request_id="r1")
+        first = await world.create(WorkerSpec(URL), request_id="r1")
         await world.until(first[0].id, WorkerStatus.READY)
-        worker, job = await world.control.create_worker(WorkerSpec(URL), request_id="r1")
+        worker, job = await world.create(WorkerSpec(URL), request_id="r1")
         assert (worker.id, job.id, worker.status) == (first[0].id, first[1].id, WorkerStatus.READY)
 
     play(scene)
@@ -220,7 +220,7 @@ def test_a_failed_registration_stays_readable_frees_its_url_and_expires() -> Non
     settings = RuntimeSettings(jobs=JobSettings(max_connection_attempts=3))
 
     async def scene(world: World) -> None:
-        worker, job = await world.control.create_worker(WorkerSpec(URL))
+        worker, job = await world.create(WorkerSpec(URL))
         ended = await world.ended(job.id)
         assert ended.state is JobState.FAILED
         assert ended.steps[0].attempts == 3
@@ -247,7 +247,7 @@ def test_expired_records_leave_without_anybody_asking() -> None:
     settings = RuntimeSettings(jobs=JobSettings(max_connection_attempts=1))
 
     async def scene(world: World) -> None:
-        _, job = await world.control.create_worker(WorkerSpec(URL))
+        _, job = await world.create(WorkerSpec(URL))
         await world.ended(job.id)
         await asyncio.sleep(settings.jobs.history_ttl_s + 1.0)
         assert world.control.statistics().registry.workers_removed_total == 1

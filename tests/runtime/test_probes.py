@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 from tests.runtime.control_world import World, play
@@ -232,7 +233,7 @@ def test_a_worker_lost_while_draining_still_leaves_in_peace() -> None:
         worker = await world.ready(URL)
         process = world.dialer.processes[URL]
         world.open_leg(worker, "a")
-        job = await world.control.delete_worker(worker.id)
+        job = await world.control.delete_worker(worker.id, math.inf)
         process.is_up = False
         world.control.fleet.leg_failed(worker.rank_key(0), LOST)
         process.restart()

@@ -22,7 +22,7 @@ S, X, F = StepState.SUCCEEDED, StepState.SKIPPED, StepState.FAILED
 def test_a_regular_worker_goes_through_every_step_and_becomes_ready_in_epoch_1() -> None:
     async def scene(world: World) -> None:
         world.process(URL)
-        worker, job = await world.control.create_worker(WorkerSpec(URL))
+        worker, job = await world.create(WorkerSpec(URL))
         ended = await world.ended(job.id)
         assert ended.state is JobState.SUCCEEDED
         assert [(step.name, step.state) for step in ended.steps] == [
@@ -45,7 +45,7 @@ def test_a_regular_worker_goes_through_every_step_and_becomes_ready_in_epoch_1()
 
 def test_every_try_is_visible_while_the_job_runs() -> None:
     async def scene(world: World) -> None:
-        _, job = await world.control.create_worker(WorkerSpec(URL))
+        _, job = await world.create(WorkerSpec(URL))
         await asyncio.sleep(1.0)
         running = await world.control.get_job(job.id)
         step = running.steps[0]
@@ -85,7 +85,7 @@ def test_a_process_that_restarts_during_its_registration_is_registered_on_a_new_
 def test_the_spec_states_how_often_to_try() -> None:
     async def scene(world: World) -> None:
         process = world.process(URL, is_up=False)
-        _, job = await world.control.create_worker(WorkerSpec(URL, max_connection_attempts=4))
+        _, job = await world.create(WorkerSpec(URL, max_connection_attempts=4))
         await world.ended(job.id)
         assert process.dials == 4
 
@@ -97,7 +97,7 @@ def test_a_worker_that_takes_connections_and_never_answers_does_not_hold_its_job
 
     async def scene(world: World) -> None:
         process = world.process(URL, is_stuck=True)
-        _, job = await world.control.create_worker(WorkerSpec(URL))
+        _, job = await world.create(WorkerSpec(URL))
         ended = await world.ended(job.id, within_s=20)
         assert ended.failure.reason is Reason.WORKER_UNREACHABLE
         assert [step.state for step in ended.steps[:3]] == [S, S, F]
@@ -157,7 +157,7 @@ def test_a_decode_worker_has_no_bootstrap_endpoint() -> None:
 def test_a_prefill_worker_whose_bootstrap_is_unreachable_is_not_ready_until_it_answers() -> None:
     async def scene(world: World) -> None:
         process = world.process(URL, is_bootstrap_up=False)
-        worker, job = await world.control.create_worker(WorkerSpec(URL, worker_type=WorkerType.PREFILL))
+        worker, job = await world.create(WorkerSpec(URL, worker_type=WorkerType.PREFILL))
         ended = await world.ended(job.id)
         assert (ended.state, ended.steps[4].state) == (JobState.SUCCEEDED, F)
         shown = await world.control.get_worker(worker.id)
@@ -204,7 +204,7 @@ def test_a_tokenizer_is_loaded_under_every_stated_model_and_once() -> None:
         worker, _ = await world.control.create_worker(spec)
         await world.until(worker.id, WorkerStatus.READY)
         assert sorted(world.codecs.archives) == ["a", "b"]
-        _, job = await world.control.create_worker(replace(spec, url="grpc://two:1"))
+        _, job = await world.create(replace(spec, url="grpc://two:1"))
         world.process("grpc://two:1")
         assert (await world.ended(job.id)).steps[5].detail == "already loaded"
 

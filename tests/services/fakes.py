@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc
 
+from tandem_router.core.registry import Registry
+from tandem_router.core.watch_pairs import PairTable
+from tandem_router.core.watch_workers import WorkerHistory
 from tandem_router.errors import Reason, TandemError
 from tandem_router.model.explanation import Clash, Explanation, Judged
 from tandem_router.model.failure import Failure
@@ -17,7 +20,9 @@ from tandem_router.model.ids import JobId, PairId, RankKey, WorkerId
 from tandem_router.model.job import Job, JobState, JobStep, JobType
 from tandem_router.model.pairing import HandshakeKind, LegState, PairState, PairView
 from tandem_router.model.request import GenerateRequest, RequestContext, ServingMode
+from tandem_router.model.settings import WatchSettings
 from tandem_router.model.spec import RuntimeType, WorkerSpec, WorkerType
+from tandem_router.model.spec_patch import SpecPatch
 from tandem_router.model.stream import (
     Attempt,
     ChoiceEnd,
@@ -28,10 +33,11 @@ from tandem_router.model.stream import (
     ServedBy,
     Usage,
 )
-from tandem_router.model.worker import Credentials, Rank, Worker, WorkerFacts, WorkerStatus
+from tandem_router.model.worker import Credentials, CredentialsPatch, Drain, Rank, Worker, WorkerFacts, WorkerStatus
 from tandem_router.offload.health_board import HealthBoard
 from tandem_router.ports import TokenSink
 from tandem_router.runtime.models import ServedModel, served_models
+from tandem_router.runtime.watch import Watches
 from tandem_router.services.health import HealthServicer
 from tandem_router.services.job import JobServicer
 from tandem_router.services.listeners import TransportLimits, admin_server, router_server
@@ -39,6 +45,7 @@ from tandem_router.services.pair import PairServicer
 from tandem_router.services.router import RouterLimits, RouterServicer
 from tandem_router.services.worker import WorkerServicer
 
+WATCH = WatchSettings(log_capacity=4096, max_lag=256)
 W1, W2, J1 = (f"00000000-0000-4000-8000-00000000000{n}" for n in (1, 2, 9))
 
 
@@ -67,6 +74,7 @@ class FakeRegistry:
     workers: list[Worker] = field(default_factory=list)
     created: list[tuple[WorkerSpec, Credentials | None, str | None]] = field(default_factory=list)
     deleted: list[tuple[str, float | None, bool]] = field(default_factory=list)
+    calls: list[tuple[object, ...]] = field(default_factory=list)
     fault: Exception | None = None
     revision: int = 7
 
@@ -87,9 +95,44 @@ class FakeRegistry:
     async def list_workers(self) -> tuple[Worker, ...]:
         return tuple(self.workers)
 
-    async def delete_worker(self, worker_id: str, drain_timeout_s: float | None, force: bool) -> Job:
+    async def replace_worker(
+        self, worker_id: str, spec: WorkerSpec, credentials: CredentialsPatch | None, expected_generation: int | None
+    ) -> tuple[Worker, Job]:
+        self.calls.append(("replace", worker_id, spec, credentials, expected_generation))
+        return await self.get_worker(worker_id), JOB
+
+    async def update_worker(
+        self, worker_id: str, patch: SpecPatch, credentials: CredentialsPatch | None, expected_generation: int | None
+    ) -> tuple[Worker, Job | None]:
+        self.calls.append(("update", worker_id, patch, credentials, expected_generation))
+        return await self.get_worker(worker_id), None
+
+    async def drain_worker(
+        self, worker_id: str, timeout_s: float | None, reason: str, expected_generation: int | None
+    ) -> tuple[Worker, Job]:
+        self.calls.append(("drain", worker_id, timeout_s, reason, expected_generation))
+        drained = replace(
+            await self.get_worker(worker_id), status=WorkerStatus.DRAINING, drain=Drain(9.0, 10.5, reason)
+        )
+        return drained, JOB
+
+    async def undrain_worker(self, worker_id: str, expected_generation: int | None) -> Worker:
+        self.calls.append(("undrain", worker_id, expected_generation))
+        return await self.get_worker(worker_id)
+
+    async def delete_worker(
+        self, worker_id: str, drain_timeout_s: float | None, force: bool, expected_generation: int | None
+    ) -> Job:
         self.deleted.append((worker_id, drain_timeout_s, force))
+        self.calls.append(("delete", worker_id, drain_timeout_s, force, expected_generation))
         return JOB
+
+    async def cancel_job(self, job_id: str, reason: str) -> Job:
+        self.calls.append(("cancel", job_id, reason))
+        return replace(JOB, cancel=Failure(Reason.REQUEST_CANCELLED, reason))
+
+    def open_legs(self, worker_id: WorkerId) -> int:
+        return 2
 
     def models(self) -> tuple[ServedModel, ...]:
         return served_models(self.workers)
@@ -252,6 +295,9 @@ class House:
     registry: FakeRegistry
     codecs: FakeCodecs
     board: HealthBoard
+    history: WorkerHistory
+    pairs: PairTable
+    watches: Watches
     public: grpc.aio.Channel
     admin: grpc.aio.Channel
 
@@ -270,12 +316,16 @@ async def served(folder: Path) -> AsyncIterator[House]:
         lambda prefill, decode: True,
         RouterLimits(max_prompt_bytes=1000),
     )
+    history, pairs = WorkerHistory(Registry(), capacity=WATCH.log_capacity), PairTable(capacity=WATCH.log_capacity)
+    for view in relay.pairs():
+        pairs.show(view, now_s=0.0)
+    watches = Watches(history, pairs, WATCH)
     health = HealthServicer(board)
     public = router_server(router, health, ids, limits)
     admin = admin_server(
-        WorkerServicer(registry, lambda key: 3, clock),
-        JobServicer(registry),
-        PairServicer(relay, 1 << 20),
+        WorkerServicer(registry, lambda key: 3, clock, watches),
+        JobServicer(registry, watches),
+        PairServicer(relay, watches, 1 << 20),
         health,
         ids,
         limits,
@@ -289,7 +339,8 @@ async def served(folder: Path) -> AsyncIterator[House]:
             grpc.aio.insecure_channel(f"unix:{folder}/public") as to_public,
             grpc.aio.insecure_channel(f"unix:{folder}/admin") as to_admin,
         ):
-            yield House(relay, registry, codecs, board, to_public, to_admin)
+            yield House(relay, registry, codecs, board, history, pairs, watches, to_public, to_admin)
     finally:
+        await watches.close()
         await public.stop(None)
         await admin.stop(None)

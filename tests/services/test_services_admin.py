@@ -94,12 +94,6 @@ async def test_delete_hands_over_the_drain_timeout(house: House) -> None:
     assert (house.registry.deleted, answer.worker.id, answer.job.id) == ([(W1, 1.5, False)], W1, J1)
 
 
-async def test_delete_with_expected_generation_is_refused_until_it_is_compared(house: House) -> None:
-    request = worker_service_pb2.DeleteWorkerRequest(worker_id=W1, expected_generation=1)
-    _, error, _ = await refused(worker_service_pb2_grpc.WorkerServiceStub(house.admin).DeleteWorker(request))
-    assert (error and error.reason, house.registry.deleted) == (Reason.FEATURE_NOT_IMPLEMENTED, [])
-
-
 async def test_unknown_job_is_not_found(house: House) -> None:
     call = job_service_pb2_grpc.JobServiceStub(house.admin).GetJob(job_service_pb2.GetJobRequest(job_id="x"))
     code, error, _ = await refused(call)

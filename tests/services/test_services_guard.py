@@ -29,16 +29,8 @@ MISSING = [
     ("RouterService", "Embed"),
     ("RouterService", "ResumeGenerate"),
     ("RouterService", "GenerateSession"),
-    ("WorkerService", "ReplaceWorker"),
-    ("WorkerService", "UpdateWorker"),
-    ("WorkerService", "DrainWorker"),
-    ("WorkerService", "UndrainWorker"),
-    ("WorkerService", "WatchWorkers"),
-    ("JobService", "CancelJob"),
-    ("JobService", "WatchJob"),
     ("PairService", "ReservePair"),
     ("PairService", "ReleasePair"),
-    ("PairService", "WatchPairs"),
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ from tandem_router.model.stream import (
     TokenLogprob,
     Usage,
 )
-from tandem_router.model.worker import Condition, Rank, RankLoad, Worker, WorkerFacts, WorkerStatus
+from tandem_router.model.worker import Condition, Drain, Rank, RankLoad, Worker, WorkerFacts, WorkerStatus
 from tandem_router.wire.job import job_pb
 from tandem_router.wire.model import model_pb
 from tandem_router.wire.paging import page
@@ -117,7 +119,10 @@ def test_unknown_sampling_defaults_are_left_out_and_minus_one_is_off() -> None:
 
 
 def test_draining_worker_shows_since_when() -> None:
-    assert worker_pb(worker(status=WorkerStatus.DRAINING)).drain.start_time.seconds == 20
+    draining = replace(worker(status=WorkerStatus.DRAINING), drain=Drain(20.0, 30.0, "kernel", 25.0))
+    shown = worker_pb(draining).drain
+    seconds = (shown.start_time.seconds, shown.deadline.seconds, shown.drained_time.seconds)
+    assert (seconds, shown.reason, shown.HasField("remaining_legs")) == ((20, 30, 25), "kernel", False)
 
 
 @pytest.mark.parametrize("state", list(PairState))

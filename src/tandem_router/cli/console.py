@@ -1,36 +1,53 @@
-"""What every command shares: addresses, calls with errors a person can act on, and output that is plain in a pipe.
+"""What every command shares: addresses, and calls whose errors a person can act on.
 
-Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 nobody answers at the address.
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 nobody answers at the address, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, TextIO
+from contextvars import ContextVar
+from typing import Annotated, Protocol, TypeVar
 
 import grpc
 import typer
 
-from tandem_router.errors import TABLE, TandemError
+from tandem_router.cli.text import printable, styled
+from tandem_router.errors import TABLE, Reason, TandemError
 from tandem_router.wire.status import decode
 
 __all__ = [
+    "ADMIN_CREDENTIALS",
+    "DEFAULT_ADMIN",
+    "DEFAULT_ROUTER",
     "FAILED",
+    "INTERRUPTED",
     "UNREACHABLE",
+    "USAGE",
     "Admin",
     "Router",
+    "Timeout",
+    "advise",
+    "call",
     "channel",
     "complain",
     "fail",
-    "printable",
-    "styled",
-    "table",
+    "operators",
+    "to_stderr",
 ]
 
 FAILED = 1
+USAGE = 2
 UNREACHABLE = 3
+INTERRUPTED = 130
+"""128 + SIGINT, as a shell says it."""
+
+DEFAULT_ROUTER = "127.0.0.1:50051"
+DEFAULT_ADMIN = "127.0.0.1:50052"
+CALL_TIMEOUT_S = 30.0
+"""Of every call with one answer: each returns at once, so a server that is silent for so long hangs."""
 
 Router = Annotated[
     str, typer.Option("--router", envvar="TANDEM_ADDRESS", help="Where the router listens for clients, host:port.")
@@ -38,21 +55,47 @@ Router = Annotated[
 Admin = Annotated[
     str, typer.Option("--admin", envvar="TANDEM_ADMIN_ADDRESS", help="Where the router listens for operators.")
 ]
+Timeout = Annotated[float | None, typer.Option("--timeout", min=0, help="Seconds to wait at most; the job goes on.")]
 
-_STYLES = {"red": 31, "green": 32, "yellow": 33, "dim": 2, "bold": 1}
+ADMIN_CREDENTIALS: ContextVar[grpc.ChannelCredentials | None] = ContextVar("admin_credentials", default=None)
+"""How to prove who we are to an admin listener that others can reach; set by `tandem --tls-...`."""
+
+Q = TypeVar("Q", contravariant=True)
+A = TypeVar("A", covariant=True)
 
 
-def styled(text: str, style: str, stream: TextIO) -> str:
-    """`text` in an ANSI style where `stream` is a terminal, else as it is."""
-    return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if stream.isatty() else text
+class Method(Protocol[Q, A]):
+    """An rpc with one request and one answer, as a stub has it."""
+
+    def __call__(self, request: Q, /, timeout: float | None = None) -> A: ...
+
+
+def call(method: Method[Q, A], request: Q) -> A:
+    """The answer to a call that must not take long. Raises grpc.RpcError."""
+    return method(request, timeout=CALL_TIMEOUT_S)
+
+
+def to_stderr(text: str, style: str | None = None) -> None:
+    """A line for the person, apart from the output."""
+    print(styled(printable(text, sys.stderr), style, sys.stderr), file=sys.stderr, flush=True)
 
 
 def complain(error: TandemError | None, otherwise: str) -> None:
-    """One red line with the reason, and one that says what to do."""
-    line = otherwise if error is None else str(error)
-    print(styled(line, "red", sys.stderr), file=sys.stderr)
-    if error is not None:
-        print(f"  {TABLE[error.reason].action}", file=sys.stderr)
+    """A red line with the reason, the values that its sentence does not quote, and a line that says what to do."""
+    to_stderr(otherwise if error is None else str(error), "red")
+    if error is None:
+        return
+    for key, value in error.metadata.items():
+        if value and value not in str(error):
+            to_stderr(f"  {key}: {value}")
+    wait = "" if error.retry_after_s is None else f" RetryInfo: {error.retry_after_s:g} s."
+    to_stderr(f"  {TABLE[error.reason].action}{wait}")
+
+
+def advise(reason: str) -> None:
+    """What to do about a failure that came inside a message; nothing for a reason that is not in our table."""
+    if reason in Reason.__members__:
+        to_stderr(f"  {TABLE[Reason(reason)].action}")
 
 
 def fail(error: TandemError) -> typer.Exit:
@@ -62,38 +105,41 @@ def fail(error: TandemError) -> typer.Exit:
 
 
 @contextmanager
-def channel(address: str) -> Iterator[grpc.Channel]:
-    """A channel to `address`; a failed call inside the block ends the command with its complaint and exit code."""
-    with grpc.insecure_channel(address, options=[("grpc.enable_retries", 0)]) as opened:
+def channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> Iterator[grpc.Channel]:
+    """A channel to `address`; a failed call, or Ctrl-C, inside the block ends the command with its exit code."""
+    options = [("grpc.enable_retries", 0)]
+    opening: Callable[[], grpc.Channel] = lambda: grpc.insecure_channel(address, options=options)  # noqa: E731
+    if credentials is not None:
+        opening = lambda: grpc.secure_channel(address, credentials, options=options)  # noqa: E731
+    with opening() as opened:
         try:
             yield opened
         except grpc.RpcError as failure:
             raise _exit_of(failure, address) from None
+        except TandemError as error:
+            raise fail(error) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def operators(admin: str) -> Iterator[grpc.Channel]:
+    """As `channel`, to an admin listener, with the credentials that the command line named."""
+    with channel(admin, ADMIN_CREDENTIALS.get()) as opened:
+        yield opened
 
 
 def _exit_of(failure: grpc.RpcError, address: str) -> typer.Exit:
     if not isinstance(failure, grpc.Call):
         raise failure
     error = decode([(key, value) for key, value in failure.trailing_metadata() or ()])
-    if error is None and failure.code() is grpc.StatusCode.UNAVAILABLE:
+    code = failure.code()
+    if error is None and code is grpc.StatusCode.UNAVAILABLE:
         complain(None, f"UNREACHABLE: no router answers at {address}.")
-        print("  Start one with `tandem serve`, or name its address.", file=sys.stderr)
+        to_stderr("  Start one with `tandem serve`, or name its address.")
         return typer.Exit(UNREACHABLE)
-    complain(error, f"{failure.code().name}: {failure.details()}")
+    if error is None and code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        complain(None, f"UNREACHABLE: the router at {address} did not answer in time.")
+        return typer.Exit(UNREACHABLE)
+    complain(error, f"{code.name}: {failure.details()}")
     return typer.Exit(FAILED)
-
-
-def printable(text: str, stream: TextIO) -> str:
-    """`text` as it is for a pipe; for a terminal, control characters that could drive it are shown as U+FFFD."""
-    if not stream.isatty():
-        return text
-    return "".join(one if one in "\n\t" or ord(one) >= 160 or 32 <= ord(one) < 127 else "\ufffd" for one in text)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns two spaces apart, with a head line; no line ends in a space."""
-    lines = [head, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )

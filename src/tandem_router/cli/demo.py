@@ -11,9 +11,10 @@ import typer
 
 from tandem.v1 import generate_pb2, kv_pb2
 from tandem_router.cli.children import ChildFailed, Children
-from tandem_router.cli.console import FAILED, channel, complain, styled
+from tandem_router.cli.console import FAILED, channel, complain
 from tandem_router.cli.generate import stream, summary
-from tandem_router.cli.workers import register_all
+from tandem_router.cli.text import styled
+from tandem_router.cli.worker_changes import register_all
 
 __all__ = ["demo"]
 
@@ -85,7 +86,7 @@ def _lines_to_paste(router: dict[str, str]) -> str:
     return "\n".join(
         [
             "Everything is up; paste these in another terminal, Ctrl-C here ends it.",
-            f"  tandem generate --router {clients} --model demo-handoff --temperature 0 'count from 3 to 9:'",
+            f"  tandem generate --router {clients} --model demo-handoff --temperature 0 'count from 7 to 12:'",
             f"  tandem workers list --admin {operators}",
             f"  buf curl --protocol grpc --http2-prior-knowledge -d '{ask}' "
             f"http://{clients}/tandem.v1.RouterService/Generate",

@@ -9,11 +9,11 @@ import grpc
 import typer
 
 from tandem.v1 import generate_pb2, generate_result_pb2, kv_pb2, router_service_pb2_grpc, worker_rank_pb2
-from tandem_router.cli.console import Router, channel, printable, styled
+from tandem_router.cli.console import DEFAULT_ROUTER, Router, channel, to_stderr
+from tandem_router.cli.output import Format, Output, show
+from tandem_router.cli.text import printable
 
-__all__ = ["generate", "stream", "summary"]
-
-DEFAULT_ROUTER = "127.0.0.1:50051"
+__all__ = ["generate", "stream", "summary", "token_ids"]
 
 
 def generate(
@@ -25,30 +25,43 @@ def generate(
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="How many answers.")] = None,
     timeout_s: Annotated[float | None, typer.Option("--timeout", min=0, help="Deadline in seconds.")] = None,
+    output: Output = Format.TABLE,
     router: Router = DEFAULT_ROUTER,
 ) -> None:
-    """Generate an answer and stream it."""
+    """Generate an answer and stream it.
+
+    The answer goes to stdout, who served it and how long it took to stderr; JSON and YAML show every message.
+    """
     if (prompt is None) == (tokens is None):
         raise typer.BadParameter("give either a prompt or --tokens")
     request = generate_pb2.GenerateRequest(model=model)
     if prompt is not None:
         request.text = prompt
     if tokens is not None:
-        try:
-            request.token_ids.ids.extend(int(part) for part in tokens.split(","))
-        except ValueError:
-            raise typer.BadParameter(f"{tokens!r} is not a list of token ids", param_hint="--tokens") from None
+        request.token_ids.ids.extend(token_ids(tokens))
     sampling = request.sampling
     for name, value in {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "n": n}.items():
         if value is not None:
             setattr(sampling, name, value)
     with channel(router) as opened:
+        if not output.is_for_people:
+            for message in router_service_pb2_grpc.RouterServiceStub(opened).Generate(request, timeout=timeout_s):
+                show(message, output, str, stream=True)
+            return
         try:
             _, finished = stream(opened, request, timeout_s)
         except KeyboardInterrupt:
             print(file=sys.stderr)
             raise typer.Exit(130) from None
-    print(styled(summary(finished), "dim", sys.stderr), file=sys.stderr)
+    to_stderr(summary(finished), "dim")
+
+
+def token_ids(listed: str) -> list[int]:
+    """Token ids from 1,2,3. Raises typer.BadParameter."""
+    try:
+        return [int(part) for part in listed.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{listed!r} is not a list of token ids", param_hint="--tokens") from None
 
 
 def stream(

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
 import signal
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tandem_router.cli.console import FAILED, complain, table
+from tandem_router.cli.console import FAILED, USAGE, complain
+from tandem_router.cli.text import table
 from tandem_router.settings import Resolved, ServerSettings, SettingsError, resolve
 
 __all__ = ["serve"]
 
-USAGE = 2
 _PARENT_POLL_S = 0.5
 
 
@@ -75,15 +77,22 @@ async def _run(settings: ServerSettings, *, print_ports: bool, parent_pid: int |
     asked, insisted = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
+        server.begin_drain()
         (insisted if asked.is_set() else asked).set()
 
+    # Of the whole process, so it is set here and not by the server, which may live in somebody else's.
+    if settings.thread_switch_interval_s > 0:
+        sys.setswitchinterval(settings.thread_switch_interval_s)
     loop = asyncio.get_running_loop()
+    server = RouterServer(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    server = RouterServer(settings)
+    if settings.debug_wedge_s > 0:
+        loop.add_signal_handler(signal.SIGUSR2, _wedge, settings.debug_wedge_s)
     orphaned = asyncio.create_task(_parent_ended(parent_pid), name="watch parent")
     try:
         addresses = await server.start()
+        _calm_collector()
         if print_ports:
             print(json.dumps({**asdict(addresses), "pid": os.getpid()}), flush=True)
         else:
@@ -93,10 +102,32 @@ async def _run(settings: ServerSettings, *, print_ports: bool, parent_pid: int |
         if not orphaned.done():
             drain = asyncio.create_task(server.drain(), name="drain")
             await _first(orphaned, drain, asyncio.create_task(insisted.wait()))
-            drain.cancel()
+            drain.cancel()  # without effect on one that is done
+            await asyncio.wait([drain])
+            if not drain.cancelled():
+                drain.result()
     finally:
         orphaned.cancel()
-        await server.close()
+        await server.close(in_a_hurry=insisted.is_set())
+
+
+def _calm_collector() -> None:
+    """Make full garbage collections cheap and rare: all threads stand still in one.
+
+    With Python's thresholds 300 streams meant a pause of 80 to 150 ms several times in ten seconds
+    (docs/benchmarks.md). What lives now lives until the end and need not be walked; of what comes later almost all is
+    freed by its count.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 100)
+
+
+def _wedge(duration_s: float) -> None:
+    """Keep the loop from turning, as a fault of ours would: busy, not asleep, so other threads have to fight for it."""
+    until_s = time.monotonic() + duration_s
+    while time.monotonic() < until_s:
+        pass
 
 
 async def _first(*tasks: asyncio.Task[None] | asyncio.Task[bool] | asyncio.Task[int]) -> None:

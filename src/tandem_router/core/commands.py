@@ -9,10 +9,12 @@ from tandem_router.model.failure import Failure
 from tandem_router.model.ids import JobId, WorkerId
 from tandem_router.model.job import Job, JobState, StepState
 from tandem_router.model.spec import WorkerSpec
+from tandem_router.model.spec_patch import SpecPatch
 from tandem_router.model.worker import Condition, Rank, Worker, WorkerFacts
 
 __all__ = [
     "Activate",
+    "ActivateSuccessor",
     "BeginStep",
     "CancelJob",
     "CloseClient",
@@ -21,19 +23,26 @@ __all__ = [
     "CreateWorker",
     "DeleteWorker",
     "Directive",
+    "DrainWorker",
     "EndJob",
     "EndStep",
     "Expire",
     "MarkNotReady",
     "MarkReady",
+    "NoteStep",
     "Outcome",
     "Proposal",
     "RecordFacts",
     "RefreshPairing",
+    "ReplaceWorker",
+    "RequestCancel",
     "SetConditions",
     "StartJob",
     "StartProbes",
     "SubmitJob",
+    "UndrainWorker",
+    "UpdateWorker",
+    "WakeDrain",
 ]
 
 
@@ -55,9 +64,63 @@ class DeleteWorker:
     worker_id: WorkerId
     job_id: JobId
     drain_timeout_s: float | None
-    """None = as long as it takes; 0 = do not wait."""
+    """None = the worker's default; math.inf = as long as it takes; 0 = do not wait."""
     force: bool = False
     """Forget now; legs in flight are lost."""
+    expected_generation: int | None = None
+    """Here and below: refuse unless the worker's generation is this one; None = any."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceWorker:
+    """Put another spec in the place of the old one and register the worker anew."""
+
+    worker_id: WorkerId
+    job_id: JobId
+    spec: WorkerSpec
+    has_credentials: bool | None
+    """Whether the worker has credentials afterwards; None = as before."""
+    expected_generation: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateWorker:
+    """Change some fields of the spec, at once where nothing has to be dialled for them."""
+
+    worker_id: WorkerId
+    job_id: JobId
+    patch: SpecPatch
+    has_credentials: bool | None
+    """As for ReplaceWorker; credentials that change have to be tried."""
+    expected_generation: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DrainWorker:
+    """Take a worker out of routing and wait for its legs to end."""
+
+    worker_id: WorkerId
+    job_id: JobId
+    timeout_s: float | None
+    """Until the rest is aborted; None = never."""
+    reason: str = ""
+    expected_generation: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UndrainWorker:
+    """Take the wish to drain back."""
+
+    worker_id: WorkerId
+    expected_generation: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCancel:
+    """Ask a job to stop."""
+
+    job_id: JobId
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +148,22 @@ class EndStep:
     state: StepState
     detail: str = ""
     failure: Failure | None = None
+    retry_in_s: float | None = None
+    """Until the next try, where there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoteStep:
+    """How far a running step has come."""
+
+    job_id: JobId
+    step: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class EndJob:
-    """The job is over. A failed registration fails its worker; a removal that ended removes it."""
+    """The job is over. A failed registration fails its worker; a removal that ended well removes it."""
 
     job_id: JobId
     state: JobState
@@ -98,11 +172,11 @@ class EndJob:
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """A connection stands: the worker's next epoch begins. Fenced by the epoch seen and by the job, if any."""
+    """A connection stands: the worker's next epoch begins. Fenced by the epoch seen and by the job."""
 
     worker_id: WorkerId
     seen_epoch: int
-    job_id: JobId | None = None
+    job_id: JobId
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +210,22 @@ class Activate:
 
 
 @dataclass(frozen=True, slots=True)
+class ActivateSuccessor:
+    """A wanted spec was tried and found good: it takes the old one's place, all at once, as the next epoch."""
+
+    worker_id: WorkerId
+    job_id: JobId
+    seen_epoch: int
+    facts: WorkerFacts
+    ranks: tuple[Rank, ...]
+    conditions: tuple[Condition, ...]
+    failure: Failure | None = None
+    """None = READY; else why it is NOT_READY."""
+
+
+@dataclass(frozen=True, slots=True)
 class MarkNotReady:
-    """Health says no; ignored unless the worker is READY in this epoch."""
+    """Health says no; ignored unless the worker is READY (or drains) in this epoch."""
 
     worker_id: WorkerId
     epoch: int
@@ -164,15 +252,22 @@ class Expire:
 
 Command = (
     CreateWorker
+    | ReplaceWorker
+    | UpdateWorker
+    | DrainWorker
+    | UndrainWorker
     | DeleteWorker
+    | RequestCancel
     | StartJob
     | BeginStep
+    | NoteStep
     | EndStep
     | EndJob
     | Connect
     | RecordFacts
     | SetConditions
     | Activate
+    | ActivateSuccessor
     | MarkNotReady
     | MarkReady
     | Expire
@@ -188,16 +283,18 @@ class SubmitJob:
 
 @dataclass(frozen=True, slots=True)
 class CancelJob:
-    """Stop carrying the job out; its record has already ended."""
+    """Stop carrying the job out; its record has ended, or ends when the work has stopped."""
 
     job_id: JobId
 
 
 @dataclass(frozen=True, slots=True)
 class CloseClient:
-    """The worker is gone: stop its probes and close its connection."""
+    """The worker is gone, or failed: stop its probes and close its connection."""
 
     worker_id: WorkerId
+    is_gone: bool = True
+    """Forget its credentials too; a FAILED worker may be replaced and keeps them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +305,20 @@ class StartProbes:
 
 
 @dataclass(frozen=True, slots=True)
+class WakeDrain:
+    """The worker's drain has another deadline now."""
+
+    worker_id: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
 class RefreshPairing:
-    """Who is there has changed: look again at who fits whom."""
+    """The worker came, left or changed: look again at whom it fits."""
+
+    worker_id: WorkerId
 
 
-Directive = SubmitJob | CancelJob | CloseClient | StartProbes | RefreshPairing
+Directive = SubmitJob | CancelJob | CloseClient | StartProbes | WakeDrain | RefreshPairing
 
 
 @dataclass(frozen=True, slots=True)

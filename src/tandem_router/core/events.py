@@ -12,21 +12,28 @@ from tandem_router.model.failure import Failure
 from tandem_router.model.ids import JobId, WorkerId
 from tandem_router.model.job import JobState, JobStep, JobType
 from tandem_router.model.spec import WorkerSpec
-from tandem_router.model.worker import Rank, WorkerFacts, WorkerStatus
+from tandem_router.model.worker import Condition, Drain, Rank, WorkerFacts, WorkerStatus
 
 __all__ = [
     "ConditionChanged",
+    "DrainCompleted",
+    "DrainLifted",
     "DrainRequested",
     "Event",
     "FactsRead",
+    "JobAdjusted",
+    "JobCancelRequested",
     "JobCreated",
     "JobEnded",
     "JobForgotten",
     "JobStarted",
     "JobStepChanged",
+    "SpecChanged",
+    "Wanted",
     "WorkerConnected",
     "WorkerCreated",
     "WorkerRemoved",
+    "WorkerReplaced",
     "WorkerStatusChanged",
 ]
 
@@ -69,8 +76,49 @@ class FactsRead:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """A spec that a job is to bring into effect; the worker serves under the old one until then."""
+
+    spec: WorkerSpec
+    has_credentials: bool
+    job_id: JobId
+
+
+@dataclass(frozen=True, slots=True)
+class SpecChanged:
+    """The operator wants the worker to be something else; its generation rises."""
+
+    revision: int
+    at_s: float
+    worker_id: WorkerId
+    spec: WorkerSpec
+    """In effect from now on."""
+    has_credentials: bool
+    wanted: Wanted | None
+    """What a job is to bring into effect; None = nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReplaced:
+    """The wanted spec is in effect, with all that was found under it; the generation rose when it was asked for."""
+
+    revision: int
+    at_s: float
+    worker_id: WorkerId
+    epoch: int
+    spec: WorkerSpec
+    has_credentials: bool
+    facts: WorkerFacts
+    ranks: tuple[Rank, ...]
+    conditions: tuple[Condition, ...]
+    """All that hold now but DRAINING; `changed_at_s` is ignored."""
+    failure: Failure | None
+    """None = it can serve; else why it is NOT_READY."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerStatusChanged:
-    """READY, NOT_READY, DRAINING or FAILED."""
+    """PENDING, READY, NOT_READY or FAILED; for the middle two, a worker with a wish to drain shows DRAINING."""
 
     revision: int
     at_s: float
@@ -99,8 +147,29 @@ class DrainRequested:
     revision: int
     at_s: float
     worker_id: WorkerId
-    timeout_s: float | None
-    """None = as long as it takes."""
+    drain: Drain
+    is_removal: bool
+    """For a delete, and not for its own sake."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainLifted:
+    """The wish was taken back; the worker's generation rises."""
+
+    revision: int
+    at_s: float
+    worker_id: WorkerId
+    is_removal: bool
+    """The delete's; an operator's drain stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainCompleted:
+    """The last request on a draining worker has ended."""
+
+    revision: int
+    at_s: float
+    worker_id: WorkerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +193,8 @@ class JobCreated:
     type: JobType
     worker_id: WorkerId
     steps: tuple[JobStep, ...]
+    worker_generation: int = 1
+    deadline_at_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +215,29 @@ class JobStepChanged:
     job_id: JobId
     index: int
     step: JobStep
+    next_try_at_s: float | None = None
+    """Set while the step waits for its next try."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobAdjusted:
+    """What the job carries out was changed in a way that it takes along."""
+
+    revision: int
+    at_s: float
+    job_id: JobId
+    worker_generation: int
+    deadline_at_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobCancelRequested:
+    """Somebody wants the job to stop; it ends CANCELLED with this failure at its next safe point."""
+
+    revision: int
+    at_s: float
+    job_id: JobId
+    failure: Failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +265,18 @@ Event = (
     | WorkerConnected
     | FactsRead
     | WorkerStatusChanged
+    | SpecChanged
+    | WorkerReplaced
     | ConditionChanged
     | DrainRequested
+    | DrainLifted
+    | DrainCompleted
     | WorkerRemoved
     | JobCreated
     | JobStarted
     | JobStepChanged
+    | JobAdjusted
+    | JobCancelRequested
     | JobEnded
     | JobForgotten
 )

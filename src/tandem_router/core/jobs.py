@@ -13,12 +13,20 @@ import enum
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tandem_router.core.events import JobCreated, JobEnded, JobForgotten, JobStarted, JobStepChanged
+from tandem_router.core.events import (
+    JobAdjusted,
+    JobCancelRequested,
+    JobCreated,
+    JobEnded,
+    JobForgotten,
+    JobStarted,
+    JobStepChanged,
+)
 from tandem_router.model.failure import Failure
-from tandem_router.model.ids import JobId
+from tandem_router.model.ids import JobId, WorkerId
 from tandem_router.model.job import Job, JobState, JobStep, JobType, StepState
 
-__all__ = ["STEPS", "TRANSITIONS", "JobBook", "JobEvent", "JobInput", "begun", "ended", "steps_of"]
+__all__ = ["STEPS", "TRANSITIONS", "JobBook", "JobEvent", "JobInput", "begun", "ended", "noted", "steps_of"]
 
 
 class JobInput(enum.StrEnum):
@@ -40,21 +48,26 @@ TRANSITIONS: Mapping[tuple[JobState, JobInput], JobState] = {
 }
 """Every pair that is absent is refused: the job stays as it is and the command is stale."""
 
+_REGISTERING = (
+    "connect",
+    "detect_runtime",
+    "read_facts",
+    "check_pairing",
+    "probe_bootstrap",
+    "load_tokenizer",
+    "activate",
+)
+
 STEPS: Mapping[JobType, tuple[str, ...]] = {
-    JobType.REGISTER_WORKER: (
-        "connect",
-        "detect_runtime",
-        "read_facts",
-        "check_pairing",
-        "probe_bootstrap",
-        "load_tokenizer",
-        "activate",
-    ),
+    JobType.REGISTER_WORKER: _REGISTERING,
+    JobType.REPLACE_WORKER: _REGISTERING,
+    JobType.UPDATE_WORKER: _REGISTERING,
+    JobType.DRAIN_WORKER: ("drain",),
     JobType.REMOVE_WORKER: ("drain", "remove"),
 }
-"""Step names in order, of the job types that this release carries out."""
+"""Step names in order."""
 
-JobEvent = JobCreated | JobStarted | JobStepChanged | JobEnded | JobForgotten
+JobEvent = JobCreated | JobStarted | JobStepChanged | JobAdjusted | JobCancelRequested | JobEnded | JobForgotten
 
 
 def steps_of(job_type: JobType) -> tuple[JobStep, ...]:
@@ -72,6 +85,11 @@ def begun(step: JobStep, now_s: float, detail: str) -> JobStep:
         detail=detail or step.detail,
         started_at_s=started_at_s,
     )
+
+
+def noted(step: JobStep, detail: str) -> JobStep:
+    """The step with what is being waited for now; one that is not being tried stays as it is."""
+    return replace(step, detail=detail) if step.state is StepState.RUNNING else step
 
 
 def ended(step: JobStep, now_s: float, state: StepState, detail: str, failure: Failure | None) -> JobStep:
@@ -93,7 +111,8 @@ class JobBook:
     def __init__(self) -> None:
         self._jobs: dict[JobId, Job] = {}
         self._ended: dict[JobId, float] = {}
-        self._open = 0
+        self._open: dict[WorkerId, dict[JobId, None]] = {}
+        self._open_count = 0
 
     def get(self, job_id: JobId) -> Job | None:
         """The record, or None when there is none (any more)."""
@@ -106,7 +125,11 @@ class JobBook:
     @property
     def open_count(self) -> int:
         """Jobs that have not ended."""
-        return self._open
+        return self._open_count
+
+    def open_of(self, worker_id: WorkerId) -> tuple[Job, ...]:
+        """The jobs of a worker that have not ended, in the order of asking, which is the order of their turns."""
+        return tuple(self._jobs[job_id] for job_id in self._open.get(worker_id, ()))
 
     def expired(self, before_s: float) -> tuple[JobId, ...]:
         """Jobs that ended at or before `before_s`, in the order in which they ended."""
@@ -133,8 +156,11 @@ class JobBook:
                     steps=event.steps,
                     revision=event.revision,
                     created_at_s=event.at_s,
+                    worker_generation=event.worker_generation,
+                    deadline_at_s=event.deadline_at_s,
                 )
-                self._open += 1
+                self._open.setdefault(event.worker_id, {})[event.job_id] = None
+                self._open_count += 1
             case JobStarted():
                 job = self._jobs[event.job_id]
                 self._jobs[job.id] = replace(
@@ -143,7 +169,20 @@ class JobBook:
             case JobStepChanged():
                 job = self._jobs[event.job_id]
                 steps = (*job.steps[: event.index], event.step, *job.steps[event.index + 1 :])
-                self._jobs[job.id] = replace(job, steps=steps, revision=event.revision)
+                self._jobs[job.id] = replace(
+                    job, steps=steps, next_try_at_s=event.next_try_at_s, revision=event.revision
+                )
+            case JobAdjusted():
+                self._jobs[event.job_id] = replace(
+                    self._jobs[event.job_id],
+                    worker_generation=event.worker_generation,
+                    deadline_at_s=event.deadline_at_s,
+                    revision=event.revision,
+                )
+            case JobCancelRequested():
+                self._jobs[event.job_id] = replace(
+                    self._jobs[event.job_id], cancel=event.failure, revision=event.revision
+                )
             case JobEnded():
                 job = self._jobs[event.job_id]
                 self._jobs[job.id] = replace(
@@ -152,13 +191,21 @@ class JobBook:
                     failure=event.failure,
                     ended_at_s=event.at_s,
                     steps=tuple(_closed(step, event) for step in job.steps),
+                    next_try_at_s=None,
                     revision=event.revision,
                 )
                 self._ended[job.id] = event.at_s
-                self._open -= 1
+                self._close(job)
             case JobForgotten():
                 del self._jobs[event.job_id]
                 del self._ended[event.job_id]
+
+    def _close(self, job: Job) -> None:
+        others = self._open[job.worker_id]
+        del others[job.id]
+        if not others:
+            del self._open[job.worker_id]
+        self._open_count -= 1
 
 
 def _closed(step: JobStep, event: JobEnded) -> JobStep:

@@ -82,6 +82,12 @@ class LegLedger:
         """Open legs of a worker over all its ranks and epochs: what a drain waits for."""
         return sum(len(rows) for key, rows in self._by_rank.items() if key.worker_id == worker_id)
 
+    def in_flight_of_life(self, worker_id: WorkerId, epoch: int) -> int:
+        """Open legs of one life of a worker over all its ranks: what closing its connection waits for."""
+        return sum(
+            len(rows) for key, rows in self._by_rank.items() if key.worker_id == worker_id and key.epoch == epoch
+        )
+
     def rows(self) -> tuple[LegRow, ...]:
         """The open legs, oldest first."""
         return tuple(self._rows.values())

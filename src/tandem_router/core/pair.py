@@ -83,7 +83,6 @@ class Directive:
 
 _PREFILL = LegRole.PREFILL
 _DECODE = LegRole.DECODE
-_ENDED_WELL = frozenset({LegState.DONE, LegState.CLOSED})
 
 
 def shown_state(
@@ -99,8 +98,6 @@ def shown_state(
         return PairState.DECODING
     if prefill is LegState.RESERVED or (prefill is LegState.CLOSED and decode is LegState.RESERVED):
         return PairState.RESERVED
-    if prefill in _ENDED_WELL:
-        return PairState.DECODING
     return PairState.PREFILLING
 
 

@@ -16,8 +16,14 @@ class JobType(enum.StrEnum):
 
     REGISTER_WORKER = "REGISTER_WORKER"
     REPLACE_WORKER = "REPLACE_WORKER"
+    UPDATE_WORKER = "UPDATE_WORKER"
     DRAIN_WORKER = "DRAIN_WORKER"
     REMOVE_WORKER = "REMOVE_WORKER"
+
+    @property
+    def registers(self) -> bool:
+        """Whether it makes a worker reachable: a registration, or one anew for a changed spec."""
+        return self in (JobType.REGISTER_WORKER, JobType.REPLACE_WORKER, JobType.UPDATE_WORKER)
 
 
 class JobState(enum.StrEnum):
@@ -74,3 +80,11 @@ class Job:
     started_at_s: float | None = None
     ended_at_s: float | None = None
     failure: Failure | None = None
+    worker_generation: int = 1
+    """Of its worker: the job carries this one out and has no effect on a later one."""
+    deadline_at_s: float | None = None
+    """Wall clock; when it stops waiting. None = never."""
+    next_try_at_s: float | None = None
+    """Wall clock; when the running step is tried again, while it waits for that."""
+    cancel: Failure | None = None
+    """Somebody asked it to stop; what its failure will be."""

@@ -16,6 +16,7 @@ __all__ = [
     "KvRole",
     "LegRole",
     "LegState",
+    "LegTimes",
     "PairState",
     "PairView",
     "Rendezvous",
@@ -109,6 +110,16 @@ KvHandoff = Rendezvous | TransferParams
 
 
 @dataclass(frozen=True, slots=True)
+class LegTimes:
+    """When a leg got where it is: wall clock, seconds since the epoch; None while not reached."""
+
+    sent_at_s: float | None = None
+    first_item_at_s: float | None = None
+    """None for ever where the engine said nothing before its end."""
+    closed_at_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PairView:
     """A live pair as ListPairs shows it."""
 
@@ -128,3 +139,16 @@ class PairView:
     model: str = ""
     connector: str | None = None
     """The engine's own name of the connector."""
+    abort_in_transfer: AbortInTransfer | None = None
+    prefill_leg_id: str = ""
+    """The request id that the worker sees."""
+    decode_leg_id: str = ""
+    prefill_times: LegTimes = LegTimes()
+    """Times and revision are the table's (`core.watch_pairs`), which sees every change of state."""
+    decode_times: LegTimes = LegTimes()
+    committed_at_s: float | None = None
+    """When decode's first token came."""
+    ended_at_s: float | None = None
+    """When both legs were closed."""
+    revision: int = 0
+    """Of the pairs of this router; 0 where it is in no table."""

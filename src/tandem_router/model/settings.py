@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["HealthSettings", "JobSettings", "RetrySettings", "RoomSettings", "RuntimeSettings"]
+__all__ = ["HealthSettings", "JobSettings", "RetrySettings", "RoomSettings", "RuntimeSettings", "WatchSettings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +29,15 @@ class JobSettings:
     """Jobs doing something; a job that waits between attempts holds no slot."""
     max_queued: int = 1024
     """More answer RESOURCE_EXHAUSTED at once."""
-    history_ttl_s: float = 600.0
+    history_ttl_s: float = 3600.0
     """How long an ended job, and a worker whose registration failed, stay readable."""
     connect_timeout_s: float = 5.0
     max_connection_attempts: int = 20
     """WorkerSpec.max_connection_attempts overrides; SMG's default."""
     connect_backoff_initial_s: float = 0.2
     connect_backoff_max_s: float = 10.0
-    drain_timeout_s: float = 30.0
-    """Of a delete without a timeout of its own."""
+    drain_timeout_s: float = 5.0
+    """Of a delete without a timeout of its own, of a worker without health.drain_settle (SMG's default)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,16 @@ class RoomSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class WatchSettings:
+    """How much history watches have, and how far behind a reader may be."""
+
+    log_capacity: int = 65_536
+    """Revisions kept, of workers and of pairs each. Registering a worker takes about 30, a pair's life about 8."""
+    max_lag: int = 16_384
+    """A reader that is this many revisions behind is told to resume. Well below log_capacity, so that it can."""
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeSettings:
     """All of it."""
 
@@ -70,6 +80,7 @@ class RuntimeSettings:
     jobs: JobSettings = JobSettings()
     retry: RetrySettings = RetrySettings()
     rooms: RoomSettings = RoomSettings()
+    watch: WatchSettings = WatchSettings()
     max_in_flight: int = 4096
     """Client requests at once; more answer RESOURCE_EXHAUSTED with RetryInfo."""
     max_prompt_bytes: int = 4 * 1024 * 1024

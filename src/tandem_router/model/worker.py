@@ -11,7 +11,17 @@ from tandem_router.model.ids import JobId, RankKey, WorkerId
 from tandem_router.model.pairing import BootstrapEndpoint, HandshakeKind, KvRole
 from tandem_router.model.spec import ModelCard, RuntimeType, WorkerSpec, WorkerType
 
-__all__ = ["Condition", "Credentials", "Rank", "RankLoad", "Worker", "WorkerFacts", "WorkerStatus"]
+__all__ = [
+    "Condition",
+    "Credentials",
+    "CredentialsPatch",
+    "Drain",
+    "Rank",
+    "RankLoad",
+    "Worker",
+    "WorkerFacts",
+    "WorkerStatus",
+]
 
 
 class WorkerStatus(enum.StrEnum):
@@ -33,6 +43,31 @@ class Credentials:
 
     def __repr__(self) -> str:
         return "Credentials(<redacted>)"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class CredentialsPatch:
+    """A change of stored credentials, field by field: None keeps, an empty value deletes."""
+
+    api_key: str | None = None
+
+    @property
+    def has_any(self) -> bool | None:
+        """Whether credentials are left after it, or None where that is as before."""
+        return None if self.api_key is None else bool(self.api_key)
+
+    def onto(self, stored: Credentials | None) -> Credentials | None:
+        """The credentials that result."""
+        if self.api_key is None:
+            return stored
+        return Credentials(self.api_key) if self.api_key else None
+
+    def over(self, earlier: CredentialsPatch | None) -> CredentialsPatch:
+        """This change made after an earlier one."""
+        return self if earlier is None or self.api_key is not None else earlier
+
+    def __repr__(self) -> str:
+        return "CredentialsPatch(<redacted>)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +146,19 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
+class Drain:
+    """A wish that a worker gets no new request, and how far it has come. Wall clock, seconds since the epoch."""
+
+    started_at_s: float
+    deadline_at_s: float | None = None
+    """When the requests that are left are aborted; None = as long as they take."""
+    reason: str = ""
+    """The operator's words."""
+    drained_at_s: float | None = None
+    """When its last request had ended; None while some run."""
+
+
+@dataclass(frozen=True, slots=True)
 class Worker:
     """One engine process as the registry holds it."""
 
@@ -122,7 +170,7 @@ class Worker:
     revision: int
     """Store-wide; rises on any change."""
     generation: int
-    """Rises on a change of spec or intent only."""
+    """Rises on a change of spec or intent only; 1 at creation."""
     epoch: int
     """0 until first connected, then rises with every life of the process."""
     created_at_s: float
@@ -133,6 +181,15 @@ class Worker:
     current_job: JobId | None = None
     failure: Failure | None = None
     has_credentials: bool = False
+    drain: Drain | None = None
+    """The operator's wish; it stays until it is taken back."""
+    removal: Drain | None = None
+    """The drain of a delete that is being carried out."""
+
+    @property
+    def leaving(self) -> Drain | None:
+        """Why the worker gets no new request: the delete's drain, else the operator's; None when it is wanted."""
+        return self.removal or self.drain
 
     @property
     def worker_type(self) -> WorkerType:

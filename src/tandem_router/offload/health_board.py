@@ -10,7 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-__all__ = ["HealthBoard"]
+__all__ = ["MAX_LISTED", "HealthBoard"]
+
+MAX_LISTED = 100
+"""Most names in one answer to List; the limit of grpc-go and grpc-java (gRFC A90: more is RESOURCE_EXHAUSTED)."""
 
 
 class HealthBoard:
@@ -50,9 +53,11 @@ class HealthBoard:
             known = self._serving.get(name)
             return None if known is None else known and not self._is_stale()
 
-    def all(self) -> dict[str, bool]:
-        """Every name."""
+    def listed(self) -> dict[str, bool] | None:
+        """Every name and whether it serves; None when they are more than MAX_LISTED."""
         with self._changed:
+            if len(self._serving) > MAX_LISTED:
+                return None
             is_stale = self._is_stale()
             return {name: serving and not is_stale for name, serving in self._serving.items()}
 
@@ -60,6 +65,11 @@ class HealthBoard:
         """Return at the next change, or after `timeout_s`; growing stale is no change. Blocks: not for the loop."""
         with self._changed:
             self._changed.wait(timeout_s)
+
+    def wake(self) -> None:
+        """Let every `wait` return now."""
+        with self._changed:
+            self._changed.notify_all()
 
     def _is_stale(self) -> bool:
         return self._monotonic_s() - self._beat_at_s > self._stale_after_s

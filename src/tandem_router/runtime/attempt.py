@@ -80,7 +80,7 @@ class PairAttempt:
         self.boundaries = Boundaries(planned_s=env.clock.monotonic_s())
         self._started_wall_s = env.clock.wall_s()
         env.attempts[pair_id] = self
-        self._env.pairs.show(self.view())
+        self._env.pairs.show(self.view(), now_s=self._started_wall_s)
 
     async def run(self) -> Won | Lost:
         """Start both legs as the handshake says and wait for the end. Cancelling the caller ends the pair."""
@@ -128,6 +128,9 @@ class PairAttempt:
             room=self._room,
             started_at_s=self._started_wall_s,
             failure=machine.failure,
+            abort_in_transfer=self.plan.abort_in_transfer,
+            prefill_leg_id="" if self._prefill is None else self._prefill.id,
+            decode_leg_id=self._decode.id,
         )
 
     # The machine's inputs go through one inbox, because doing a directive may at once cause the next input.
@@ -146,7 +149,7 @@ class PairAttempt:
         if self._machine.is_ended and self._machine.is_closed:
             self._let_go()
         elif self._prefill is not None:
-            self._env.pairs.show(self.view())
+            self._env.pairs.show(self.view(), now_s=self._env.clock.wall_s())
 
     def _do(self, directive: Directive) -> None:
         match directive.do:
@@ -338,7 +341,7 @@ class PairAttempt:
     def _let_go(self) -> None:
         if self._env.attempts.pop(self.pair_id, None) is None:
             return
-        self._env.pairs.end(self.view())
+        self._env.pairs.end(self.view(), now_s=self._env.clock.wall_s())
         if self._room is not None:
             self._env.rooms.retire(self._room, now_s=self._env.clock.monotonic_s())
 

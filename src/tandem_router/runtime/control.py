@@ -6,7 +6,6 @@ All changes go through one pipeline (runtime/pipeline.py); here, calls become co
 from __future__ import annotations
 
 import asyncio
-import math
 from dataclasses import dataclass
 
 from tandem_router.core.commands import (
@@ -15,33 +14,40 @@ from tandem_router.core.commands import (
     CreateWorker,
     DeleteWorker,
     Directive,
-    EndJob,
+    DrainWorker,
+    Outcome,
     RefreshPairing,
-    SetConditions,
-    StartJob,
+    ReplaceWorker,
+    RequestCancel,
     StartProbes,
     SubmitJob,
+    UndrainWorker,
+    UpdateWorker,
+    WakeDrain,
 )
 from tandem_router.core.ledger import LegLedger
 from tandem_router.core.registry import Registry, RegistryStatistics
-from tandem_router.core.watch_log import WatchLog
+from tandem_router.core.watch_workers import WorkerHistory
 from tandem_router.errors import Reason, TandemError
-from tandem_router.model.failure import EngineFailure, Failure
+from tandem_router.model.failure import EngineFailure
 from tandem_router.model.ids import JobId, RankKey, WorkerId, canonical_uuid
-from tandem_router.model.job import Job, JobState, JobType
+from tandem_router.model.job import Job
 from tandem_router.model.settings import RuntimeSettings
 from tandem_router.model.spec import WorkerSpec
-from tandem_router.model.worker import Credentials, Worker
+from tandem_router.model.spec_patch import SpecPatch
+from tandem_router.model.worker import Credentials, CredentialsPatch, Worker
 from tandem_router.ports import Clock, EngineDialer, Ids, Observer, Rng, Store, TextCodecs
 from tandem_router.runtime.dialing import Dialing
+from tandem_router.runtime.draining import AbortLegs, Draining
 from tandem_router.runtime.fleet import WorkerFleet
+from tandem_router.runtime.idleness import Idleness
 from tandem_router.runtime.job_runner import JobRunner, JobRunnerStatistics
+from tandem_router.runtime.job_work import JobWork
 from tandem_router.runtime.models import ServedModel, served_models
-from tandem_router.runtime.pairing import pairable
-from tandem_router.runtime.pipeline import Pipeline
+from tandem_router.runtime.pairing import Pairings
+from tandem_router.runtime.pipeline import Pipeline, Settle
 from tandem_router.runtime.probes import ProbeContext, WorkerProbe
-from tandem_router.runtime.registration import Registration, StepFailed
-from tandem_router.runtime.removal import Idleness, Removal
+from tandem_router.runtime.registration import Registration
 from tandem_router.runtime.scope import TaskScope
 
 __all__ = ["Control", "ControlStatistics"]
@@ -75,27 +81,39 @@ class Control:
         ledger: LegLedger,
         observer: Observer,
         settings: RuntimeSettings | None = None,
+        revision: int = 0,
     ) -> None:
-        """ledger: the relay's; removals wait until it holds no leg of their worker."""
+        """ledger: the relay's; removals wait until it holds no leg of their worker.
+
+        revision: before the first change.
+        """
         self._settings = settings or RuntimeSettings()
         self._ids = ids
-        self._registry = Registry(self._settings.jobs)
+        self._registry = Registry(self._settings.jobs, revision=revision)
         self._scope = TaskScope("control")
-        self._pipeline = Pipeline(self._registry, store, clock, observer, self._carry_out, WatchLog())
+        self.history = WorkerHistory(self._registry, capacity=self._settings.watch.log_capacity)
+        """What changed, for watches."""
+        self._pipeline = Pipeline(self._registry, store, clock, observer, self._carry_out, self.history)
         self._runner = JobRunner(self._run_job, self._settings.jobs.max_running)
         self._dialing = Dialing(dialer, self._settings)
-        self.fleet = WorkerFleet(self._registry, self._scope, self._leg_failed)
+        self._idleness = Idleness(ledger)
+        self.fleet = WorkerFleet(self._registry, self._scope, self._leg_failed, self._idleness)
         """ports.Fleet for the relay."""
-        self._registration = Registration(
+        registration = Registration(
             self._pipeline, self.fleet, self._runner, self._dialing, dialer, codecs, rng, self._settings
         )
-        self._removal = Removal(self._pipeline, ledger, Idleness(ledger))
+        self._draining = Draining(self._pipeline, self._idleness, clock, abort_grace_s=self._settings.abort_timeout_s)
+        self._work = JobWork(self._pipeline, registration, self._draining, self._dialing)
+        self._pairings = Pairings(self._pipeline, self._scope)
         self._probe_context = ProbeContext(
             self._pipeline, self.fleet, self._dialing, dialer, codecs, rng, self._settings, self._scope
         )
         self._probes: dict[WorkerId, WorkerProbe] = {}
         self._probe_tasks: dict[WorkerId, asyncio.Task[None]] = {}
-        self._refresh: asyncio.Task[None] | None = None
+
+    def use(self, abort_legs: AbortLegs) -> None:
+        """Whom to ask to end a worker's legs at the deadline of its drain; said once, before `start`."""
+        self._draining.abort_legs = abort_legs
 
     async def start(self) -> None:
         """Begin; the in-memory store holds nothing to resume, so there is nothing to do yet."""
@@ -109,10 +127,11 @@ class Control:
 
     async def create_worker(
         self, spec: WorkerSpec, credentials: Credentials | None = None, request_id: str | None = None
-    ) -> tuple[Worker, Job]:
+    ) -> tuple[Worker, Job | None]:
         """Reserve the URL and begin to register; returns at once with the PENDING worker and its job.
 
-        Idempotent by request_id: the same spec gives the same worker (as it is now), another one REQUEST_ID_REUSED.
+        Idempotent by request_id: the same spec gives the same worker (as it is now) and job (None once its record has
+        expired), another one REQUEST_ID_REUSED.
         Raises TandemError: INVALID_WORKER_URL, INVALID_REQUEST, FEATURE_NOT_IMPLEMENTED, WORKER_ALREADY_EXISTS,
         WORKER_CREATE_IN_PROGRESS, REQUEST_ID_REUSED, JOB_QUEUE_FULL, WORKER_NOT_FOUND (a repeat after the delete).
         """
@@ -126,18 +145,80 @@ class Control:
         except TandemError:
             self._dialing.forget(worker_id)
             raise
-        worker, job = outcome.worker, outcome.job
+        worker = outcome.worker
         assert worker is not None, "a create answers with a worker or raises"
         if worker.id != worker_id:
             self._dialing.forget(worker_id)
-        if job is None:
-            # The repeat of a create whose job's record has expired.
-            raise TandemError(
-                Reason.WORKER_ALREADY_EXISTS,
-                f"worker {worker.id} was created by this request_id and its job's record has expired",
-                metadata={"worker_id": worker.id, "url": worker.url},
-            )
+        return worker, outcome.job
+
+    async def replace_worker(
+        self,
+        worker_id: str,
+        spec: WorkerSpec,
+        credentials: CredentialsPatch | None = None,
+        expected_generation: int | None = None,
+    ) -> tuple[Worker, Job]:
+        """Register the worker anew under another spec; it serves under the old one until the new one is found good.
+
+        Raises TandemError: INVALID_WORKER_ID, INVALID_WORKER_URL, INVALID_REQUEST (another endpoint),
+        FEATURE_NOT_IMPLEMENTED, WORKER_NOT_FOUND, GENERATION_MISMATCH, WORKER_BEING_DELETED, JOB_QUEUE_FULL; of a
+        FAILED worker whose URL has a successor WORKER_ALREADY_EXISTS, WORKER_CREATE_IN_PROGRESS.
+        """
+        job_id = JobId(self._ids.uuid())
+        has_any = None if credentials is None else credentials.has_any
+        command = ReplaceWorker(_worker_id(worker_id), job_id, spec, has_any, expected_generation)
+        outcome = await self._pipeline.submit(command, self._keep(job_id, credentials, is_whole=True))
+        worker, job = outcome.worker, outcome.job
+        assert worker is not None, "a replacement answers with a worker or raises"
+        assert job is not None, "a replacement answers with a job or raises"
         return worker, job
+
+    async def update_worker(
+        self,
+        worker_id: str,
+        patch: SpecPatch,
+        credentials: CredentialsPatch | None = None,
+        expected_generation: int | None = None,
+    ) -> tuple[Worker, Job | None]:
+        """Change some fields of the spec; the job carries out what has to be dialled for, None where all is in effect.
+
+        Raises as `replace_worker` does.
+        """
+        job_id = JobId(self._ids.uuid())
+        has_any = None if credentials is None else credentials.has_any
+        command = UpdateWorker(_worker_id(worker_id), job_id, patch, has_any, expected_generation)
+        outcome = await self._pipeline.submit(command, self._keep(job_id, credentials, is_whole=False))
+        assert outcome.worker is not None, "an update answers with a worker or raises"
+        return outcome.worker, outcome.job
+
+    async def drain_worker(
+        self,
+        worker_id: str,
+        timeout_s: float | None = None,
+        reason: str = "",
+        expected_generation: int | None = None,
+    ) -> tuple[Worker, Job]:
+        """Take the worker out of routing at once; the job ends when its last request has. None = as long as they take.
+
+        Said again, it replaces timeout and reason. Raises TandemError: INVALID_WORKER_ID, WORKER_NOT_FOUND,
+        GENERATION_MISMATCH, WORKER_BEING_DELETED, JOB_QUEUE_FULL.
+        """
+        job_id = JobId(self._ids.uuid())
+        command = DrainWorker(_worker_id(worker_id), job_id, timeout_s, reason, expected_generation)
+        outcome = await self._pipeline.submit(command)
+        worker, job = outcome.worker, outcome.job
+        assert worker is not None, "a drain answers with a worker or raises"
+        assert job is not None, "a drain answers with a job or raises"
+        return worker, job
+
+    async def undrain_worker(self, worker_id: str, expected_generation: int | None = None) -> Worker:
+        """Take the wish to drain back and cancel its job; nothing happens where there is none.
+
+        Raises TandemError: INVALID_WORKER_ID, WORKER_NOT_FOUND, GENERATION_MISMATCH, WORKER_BEING_DELETED.
+        """
+        outcome = await self._pipeline.submit(UndrainWorker(_worker_id(worker_id), expected_generation))
+        assert outcome.worker is not None, "an undrain answers with a worker or raises"
+        return outcome.worker
 
     async def get_worker(self, worker_id: str) -> Worker:
         """The worker; raises TandemError: INVALID_WORKER_ID, WORKER_NOT_FOUND."""
@@ -157,28 +238,43 @@ class Control:
         await self._pipeline.expire()
         return tuple(self._registry.workers().values())
 
-    async def delete_worker(self, worker_id: str, drain_timeout_s: float | None = None, force: bool = False) -> Job:
+    async def delete_worker(
+        self,
+        worker_id: str,
+        drain_timeout_s: float | None = None,
+        force: bool = False,
+        expected_generation: int | None = None,
+    ) -> Job:
         """Drain and forget a worker; returns at once with the job, the same one while it drains.
 
-        drain_timeout_s: None = the router's default, math.inf = as long as it takes, 0 = do not wait.
+        drain_timeout_s: None = the worker's drain_settle, else the router's default; math.inf = as long as it takes;
+        0 = do not wait. What is left then is aborted.
         force: forget it now; requests in flight there fail with WORKER_LOST or are tried elsewhere.
-        Raises TandemError: INVALID_WORKER_ID, WORKER_NOT_FOUND.
+        Raises TandemError: INVALID_WORKER_ID, WORKER_NOT_FOUND, GENERATION_MISMATCH, JOB_QUEUE_FULL.
         """
-        timeout_s: float | None = self._settings.jobs.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
-        if timeout_s == math.inf:
-            timeout_s = None
         job_id = JobId(self._ids.uuid())
-        outcome = await self._pipeline.submit(DeleteWorker(_worker_id(worker_id), job_id, timeout_s, force))
+        command = DeleteWorker(_worker_id(worker_id), job_id, drain_timeout_s, force, expected_generation)
+        outcome = await self._pipeline.submit(command)
         assert outcome.job is not None, "a delete answers with a job or raises"
         return outcome.job
+
+    async def cancel_job(self, job_id: str, reason: str = "") -> Job:
+        """Ask a job to stop: a registration leaves a FAILED worker, a drain or delete that waits is taken back.
+
+        Raises TandemError: INVALID_REQUEST for an id that is not a UUID, JOB_NOT_FOUND, JOB_FINISHED.
+        """
+        outcome = await self._pipeline.submit(RequestCancel(_job_id(job_id), reason))
+        assert outcome.job is not None, "a cancel answers with a job or raises"
+        return outcome.job
+
+    def open_legs(self, worker_id: WorkerId) -> int:
+        """Legs of ours on a worker now, over all its ranks and lives: what a drain waits for."""
+        return self._idleness.legs(worker_id)
 
     async def get_job(self, job_id: str) -> Job:
         """The job; raises TandemError: INVALID_REQUEST for an id that is not a UUID, JOB_NOT_FOUND."""
         await self._pipeline.expire()
-        canonical = canonical_uuid(job_id)
-        if canonical is None:
-            raise TandemError(Reason.INVALID_REQUEST, f"{job_id!r} is not a UUID", field="job_id")
-        job = self._registry.jobs.get(JobId(canonical))
+        job = self._registry.jobs.get(_job_id(job_id))
         if job is None:
             raise TandemError(Reason.JOB_NOT_FOUND, f"no job has the id {job_id}", field="job_id")
         return job
@@ -196,11 +292,6 @@ class Control:
     def revision(self) -> int:
         """Store-wide; of the last change."""
         return self._registry.revision
-
-    @property
-    def log(self) -> WatchLog:
-        """The last events, for watches."""
-        return self._pipeline.log
 
     def statistics(self) -> ControlStatistics:
         """Counts of now."""
@@ -225,69 +316,61 @@ class Control:
                 if job is not None:
                     self._runner.submit(job.id, job.worker_id)
             case CancelJob():
-                self._runner.cancel(directive.job_id)
+                self._cancel(directive.job_id)
             case StartProbes():
                 self._start_probes(directive.worker_id)
             case CloseClient():
-                self._probes.pop(directive.worker_id, None)
-                task = self._probe_tasks.pop(directive.worker_id, None)
-                if task is not None:
-                    task.cancel()
-                self._dialing.forget(directive.worker_id)
+                self._stop_probes(directive.worker_id)
+                if directive.is_gone:
+                    self._dialing.forget(directive.worker_id)
                 self.fleet.retire(directive.worker_id)
+            case WakeDrain():
+                self._idleness.wake(directive.worker_id)
             case RefreshPairing():
-                if self._refresh is None or self._refresh.done():
-                    self._refresh = self._scope.spawn(self._refresh_pairing(), "refresh pairing")
+                self._pairings.changed(directive.worker_id)
+
+    def _cancel(self, job_id: JobId) -> None:
+        self._runner.cancel(job_id)
+        job = self._registry.jobs.get(job_id)
+        if job is not None and job.state.is_final:
+            self._dialing.drop(job.worker_id, job.id)
+
+    def _keep(self, job_id: JobId, credentials: CredentialsPatch | None, *, is_whole: bool) -> Settle:
+        """Keep credentials in the step in which the spec they belong to is, before its job can start."""
+
+        def settle(outcome: Outcome | None) -> None:
+            if outcome is None or outcome.worker is None or outcome.job is None or outcome.job.id != job_id:
+                return
+            worker_id = outcome.worker.id
+            if self._registry.wanted_of(worker_id) is None:
+                self._dialing.change(worker_id, credentials)
+                return
+            earlier = None if is_whole else self._dialing.wanted(worker_id)
+            self._dialing.want(worker_id, job_id, (credentials or CredentialsPatch()).over(earlier))
+
+        return settle
 
     def _start_probes(self, worker_id: WorkerId) -> None:
+        self._stop_probes(worker_id)
         worker = self._registry.worker(worker_id)
         if worker is not None:
             probe = WorkerProbe(self._probe_context, worker)
             self._probes[worker_id] = probe
             self._probe_tasks[worker_id] = self._scope.spawn(probe.run(), f"probe {worker_id}")
 
+    def _stop_probes(self, worker_id: WorkerId) -> None:
+        self._probes.pop(worker_id, None)
+        task = self._probe_tasks.pop(worker_id, None)
+        if task is not None:
+            task.cancel()
+
     def _leg_failed(self, key: RankKey, failure: EngineFailure) -> None:
         probe = self._probes.get(key.worker_id)
         if probe is not None:
             probe.leg_failed(key, failure)
 
-    async def _refresh_pairing(self) -> None:
-        """Say anew of every half of a pair whether it fits somebody, until nothing has changed meanwhile."""
-        seen = None
-        while seen is not self._registry.workers():
-            seen = self._registry.workers()
-            for worker in seen.values():
-                claim = None if worker.facts is None else pairable(worker, seen.values())
-                if claim is None:
-                    continue
-                shown = next((old for old in worker.conditions if old.type == claim.type), None)
-                if shown is None or (shown.reason, shown.message) != (claim.reason, claim.message):
-                    try:
-                        await self._pipeline.submit(SetConditions(worker.id, worker.epoch, (claim,)))
-                    except TandemError:
-                        return  # the control loop is closing
-
     async def _run_job(self, job_id: JobId) -> None:
-        """Carry one job out; whatever happens, its record ends."""
-        outcome = await self._pipeline.submit(StartJob(job_id))
-        job = outcome.job
-        if outcome.is_stale or job is None:
-            return
-        try:
-            if job.type is JobType.REMOVE_WORKER:
-                await self._removal.run(job.id, job.worker_id)
-            else:
-                await self._registration.run(job.id, job.worker_id)
-        except StepFailed as failed:
-            await self._pipeline.submit(EndJob(job.id, JobState.FAILED, failed.failure))
-        except TandemError as error:
-            if error.reason is Reason.DRAINING:
-                return  # the control loop is closing; the record ends with the process
-            await self._pipeline.submit(EndJob(job.id, JobState.FAILED, Failure.of(error)))
-        except Exception as fault:
-            failure = Failure(Reason.INTERNAL_ERROR, f"job {job.id} failed by a fault of ours; see the log")
-            await self._pipeline.submit(EndJob(job.id, JobState.FAILED, failure))
-            asyncio.get_running_loop().call_exception_handler({"message": f"job {job.id} failed", "exception": fault})
+        await self._work.run(job_id)
 
 
 def _worker_id(text: str) -> WorkerId:
@@ -295,3 +378,10 @@ def _worker_id(text: str) -> WorkerId:
     if canonical is None:
         raise TandemError(Reason.INVALID_WORKER_ID, f"{text!r} is not a UUID", field="worker_id")
     return WorkerId(canonical)
+
+
+def _job_id(text: str) -> JobId:
+    canonical = canonical_uuid(text)
+    if canonical is None:
+        raise TandemError(Reason.INVALID_REQUEST, f"{text!r} is not a UUID", field="job_id")
+    return JobId(canonical)

@@ -3,6 +3,9 @@
 A reader that waited for a stalled client would not learn that its engine has died, and DESIGN 4.1 promises an answer
 within a second of that, "also when the client is stalled". So the reader puts and goes on, the request's own task
 carries items to the sink, and an attempt that is lost interrupts the write that a stalled client keeps waiting.
+
+Chunks that wait are merged: one message then costs what one token did, so a router that is behind catches up instead of
+falling further behind. A client that keeps up gets every token as it comes.
 """
 
 from __future__ import annotations
@@ -11,12 +14,14 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from tandem_router.model.stream import EngineItem
+from tandem_router.model.stream import EngineChunk, EngineItem
 
-__all__ = ["MAX_PENDING", "Delivery"]
+__all__ = ["MAX_MERGED", "MAX_PENDING", "Delivery"]
 
 MAX_PENDING = 4096
 """Items that may wait for one client; each is one step's tokens of one choice, so this is some minutes of output."""
+MAX_MERGED = 256
+"""Items in one message at most, which bounds a message to some kilobytes."""
 
 
 class Delivery:
@@ -61,7 +66,7 @@ class Delivery:
             while True:
                 while self._items:
                     self._writer = task
-                    await self._deliver(self._items.popleft())
+                    await self._deliver(self._next())
                     self._writer = None
                 if self._is_over:
                     break
@@ -77,6 +82,27 @@ class Delivery:
         if self._is_interrupted:
             # The write ended in the same step in which it was interrupted: the cancel has not been thrown yet.
             task.uncancel()
+
+    def _next(self) -> EngineItem:
+        """The oldest item, with the chunks of the same choice that wait behind it."""
+        item = self._items.popleft()
+        if not self._items or not isinstance(item, EngineChunk):
+            return item
+        waiting = [item]
+        while self._items and len(waiting) < MAX_MERGED:
+            following = self._items[0]
+            if not isinstance(following, EngineChunk) or following.choice != item.choice:
+                break
+            waiting.append(following)
+            self._items.popleft()
+        last = waiting[-1]
+        return EngineChunk(
+            item.choice,
+            tuple(token for chunk in waiting for token in chunk.token_ids),
+            last.prompt_tokens,
+            last.cached_tokens,
+            tuple(logprob for chunk in waiting for logprob in chunk.logprobs),
+        )
 
     def _wake(self) -> None:
         if self._news is not None and not self._news.done():

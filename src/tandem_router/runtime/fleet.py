@@ -10,6 +10,7 @@ from tandem_router.model.ids import RankKey, WorkerId
 from tandem_router.model.worker import Worker
 from tandem_router.ports import EngineClient
 from tandem_router.runtime.deadline import within
+from tandem_router.runtime.idleness import Idleness
 from tandem_router.runtime.scope import TaskScope
 
 __all__ = ["WorkerFleet"]
@@ -22,16 +23,23 @@ class WorkerFleet:
     """ports.Fleet over a registry. Connections are entered and removed by the control loop alone."""
 
     def __init__(
-        self, registry: Registry, scope: TaskScope, leg_failed: Callable[[RankKey, EngineFailure], None]
+        self,
+        registry: Registry,
+        scope: TaskScope,
+        leg_failed: Callable[[RankKey, EngineFailure], None],
+        idleness: Idleness,
     ) -> None:
         """Args:
         scope: owns the closing of connections.
         leg_failed: told of every failed leg; must return at once.
+        idleness: tells when a former life's connection may be closed.
         """
         self._registry = registry
+        self._idleness = idleness
         self._scope = scope
         self._leg_failed = leg_failed
         self._clients: dict[WorkerId, dict[int, EngineClient]] = {}
+        self._orphans: list[EngineClient] = []
 
     def workers(self) -> Mapping[WorkerId, Worker]:
         """The registry's immutable snapshot, oldest first."""
@@ -49,8 +57,20 @@ class WorkerFleet:
         """A leg on this rank ended well. Health does not count these: a busy engine that answers is probed anyway."""
 
     def adopt(self, worker_id: WorkerId, epoch: int, client: EngineClient) -> None:
-        """Enter the connection of a life. Done before the epoch is committed, so a reader of the epoch finds it."""
-        self._clients.setdefault(worker_id, {})[epoch] = client
+        """Enter the connection of a life, in the step in which its epoch is applied: a reader of the epoch finds it.
+
+        Connections of former lives are closed once their last leg has ended.
+        """
+        lives = self._clients.setdefault(worker_id, {})
+        for former in lives:
+            if not self._scope.is_closed:
+                self._scope.spawn(self._retire_idle(worker_id, former), f"retire {worker_id} epoch {former}")
+        lives[epoch] = client
+
+    async def _retire_idle(self, worker_id: WorkerId, epoch: int) -> None:
+        while self._idleness.legs(worker_id, epoch):
+            await self._idleness.wait(worker_id, epoch)
+        self.discard(worker_id, epoch)
 
     def discard(self, worker_id: WorkerId, epoch: int) -> None:
         """Close the connection of one life; idempotent."""
@@ -68,13 +88,16 @@ class WorkerFleet:
 
     def close_client(self, client: EngineClient) -> None:
         """Close a connection in the background."""
-        if not self._scope.is_closed:
+        if self._scope.is_closed:
+            self._orphans.append(client)
+        else:
             self._scope.spawn(_close(client), "close client")
 
     async def close(self) -> None:
         """Close every connection and wait for it; idempotent."""
-        clients = [client for lives in self._clients.values() for client in lives.values()]
+        clients = [client for lives in self._clients.values() for client in lives.values()] + self._orphans
         self._clients.clear()
+        self._orphans = []
         for client in clients:
             await _close(client)
 

@@ -12,12 +12,15 @@ from collections.abc import Callable
 from tandem_router.core.commands import Command, Directive, Expire, Outcome, Proposal
 from tandem_router.core.proposals import propose
 from tandem_router.core.registry import Registry
-from tandem_router.core.watch_log import WatchLog
+from tandem_router.core.watch_workers import WorkerHistory
 from tandem_router.errors import Reason, TandemError
 from tandem_router.ports import Clock, Observer, Store
 from tandem_router.runtime.scope import TaskScope
 
-__all__ = ["Pipeline"]
+__all__ = ["Pipeline", "Settle"]
+
+Settle = Callable[[Outcome | None], None]
+"""Takes what a command needs to hand over; must return at once and not raise."""
 
 
 _MIN_EXPIRY_DELAY_S = 0.01
@@ -34,11 +37,11 @@ class Pipeline:
         clock: Clock,
         observer: Observer,
         carry_out: Callable[[Directive], None],
-        log: WatchLog,
+        history: WorkerHistory,
     ) -> None:
         """carry_out: takes a directive after its events were applied; must return at once."""
         self.registry = registry
-        self.log = log
+        self.history = history
         self._store = store
         self._clock = clock
         self._observer = observer
@@ -49,18 +52,26 @@ class Pipeline:
         self._expiry: asyncio.TimerHandle | None = None
         self._is_closed = False
 
-    async def submit(self, command: Command) -> Outcome:
+    async def submit(self, command: Command, settle: Settle | None = None) -> Outcome:
         """Carry a command out; raises TandemError when it is refused and DRAINING once the pipeline is closed.
 
         A caller that is cancelled while its command is being committed leaves it to be completed: events that the Store
         has kept are always applied.
+        settle: called exactly once, whatever happens to the caller: with the outcome in the same step in which the
+        events were applied, so that whoever sees the change also sees what settle did; or with None when the command
+        was not carried out. What belongs to the command (a connection, credentials) is handed over there.
         """
-        await self._lock.acquire()
+        try:
+            await self._lock.acquire()
+        except BaseException:
+            _settle(settle, None)
+            raise
         try:
             self._check_open()
-            task = self._commits.spawn(self._run(command), type(command).__name__)
+            task = self._commits.spawn(self._run(command, settle), type(command).__name__)
         except BaseException:
             self._lock.release()
+            _settle(settle, None)
             raise
         task.add_done_callback(lambda _: self._lock.release())
         return await asyncio.shield(task)
@@ -84,12 +95,18 @@ class Pipeline:
         if self._is_closed:
             raise TandemError(Reason.DRAINING, "the control loop is closed")
 
-    async def _run(self, command: Command) -> Outcome:
+    async def _run(self, command: Command, settle: Settle | None) -> Outcome:
         now_s = self._clock.wall_s()
         try:
-            await self._commit(propose(self.registry, Expire(), now_s))
+            expiry = propose(self.registry, Expire(), now_s)
+            await self._commit(expiry)
+            for directive in expiry.directives:
+                self._carry_out(directive)
             proposal = propose(self.registry, command, now_s)
             await self._commit(proposal)
+        except BaseException:
+            _settle(settle, None)
+            raise
         finally:
             self._arm_expiry()
         worker_id, job_id = proposal.worker_id, proposal.job_id
@@ -99,6 +116,7 @@ class Pipeline:
             revision=self.registry.revision,
             is_stale=proposal.is_stale,
         )
+        _settle(settle, outcome)
         for directive in proposal.directives:
             self._carry_out(directive)
         return outcome
@@ -107,8 +125,7 @@ class Pipeline:
         if not proposal.events:
             return
         await self._store.commit(proposal.events)
-        self.registry.apply(proposal.events)
-        self.log.append(proposal.events)
+        self.history.apply(proposal.events)
         for event in proposal.events:
             self._observer.observe(event)
 
@@ -130,3 +147,8 @@ class Pipeline:
     async def _expire_now(self) -> None:
         await self.expire()
         self._arm_expiry()  # the wall clock may lag the timer that woke us
+
+
+def _settle(settle: Settle | None, outcome: Outcome | None) -> None:
+    if settle is not None:
+        settle(outcome)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, replace
 
-from tandem_router.core.commands import MarkNotReady, MarkReady, SetConditions
+from tandem_router.core.commands import MarkNotReady, MarkReady, Outcome, SetConditions
 from tandem_router.core.health import Health, HealthInput, HealthPhase, health_settings, step
 from tandem_router.errors import Reason, TandemError
 from tandem_router.model.failure import EngineFailure, Failure
 from tandem_router.model.ids import RankKey, WorkerId
-from tandem_router.model.settings import RuntimeSettings
+from tandem_router.model.settings import HealthSettings, RuntimeSettings
 from tandem_router.model.worker import Condition, Worker, WorkerStatus
 from tandem_router.ports import EngineClient, EngineDialer, Rng, TextCodecs
 from tandem_router.runtime.deadline import within
@@ -56,13 +56,21 @@ class WorkerProbe:
     def __init__(self, context: ProbeContext, worker: Worker) -> None:
         self._context = context
         self._id: WorkerId = worker.id
-        self._settings = health_settings(context.settings.health, worker.spec.health)
-        self._is_periodic = not worker.spec.health.is_disabled
-        phase = HealthPhase.SERVING if worker.status is WorkerStatus.READY else HealthPhase.DOWN
+        self._overrides = worker.spec.health
+        standing = context.pipeline.registry.standing_of(worker.id)
+        phase = HealthPhase.SERVING if standing is WorkerStatus.READY else HealthPhase.DOWN
         self._health = Health(worker.epoch, phase)
         self._candidate: EngineClient | None = None
         self._kick = asyncio.Event()
         self._checks = 0
+
+    @property
+    def _settings(self) -> HealthSettings:
+        """Of the spec in effect: an update acts from the next probe on."""
+        worker = self._context.pipeline.registry.worker(self._id)
+        if worker is not None:
+            self._overrides = worker.spec.health
+        return health_settings(self._context.settings.health, self._overrides)
 
     @property
     def health(self) -> Health:
@@ -101,7 +109,7 @@ class WorkerProbe:
         await asyncio.sleep(_KICK_FLOOR_S)
         is_ready = self._health.phase.is_ready
         delay_s: float | None = self._settings.check_interval_s * (1.0 if is_ready else _RECOVERY_SHARE)
-        if is_ready and not self._is_periodic:
+        if is_ready and self._overrides.is_disabled:
             delay_s = None
         elif delay_s is not None:
             delay_s = max(0.0, delay_s * (0.9 + 0.2 * self._context.rng.random()) - _KICK_FLOOR_S)
@@ -218,18 +226,23 @@ class WorkerProbe:
     ) -> None:
         fleet = self._context.fleet
         is_new_life = candidate is not None
-        if candidate is not None:
-            self._candidate = None
-            fleet.adopt(self._id, epoch + 1, candidate)
-        self._health = Health(epoch + 1 if is_new_life else epoch)
-        outcome = await self._context.pipeline.submit(
-            MarkReady(self._id, epoch, effective.facts, effective.ranks, is_new_life, conditions)
+        self._candidate = None
+
+        def settle(outcome: Outcome | None) -> None:
+            # Where it is stale the worker is gone or has another life: nothing of this one exists.
+            if outcome is None or outcome.is_stale:
+                self._health = Health(epoch, HealthPhase.LOST, 0, True)
+                if candidate is not None:
+                    fleet.close_client(candidate)
+                return
+            self._health = Health(epoch + 1 if is_new_life else epoch)
+            if candidate is not None:
+                fleet.adopt(self._id, epoch + 1, candidate)
+                fleet.discard(self._id, epoch)
+
+        await self._context.pipeline.submit(
+            MarkReady(self._id, epoch, effective.facts, effective.ranks, is_new_life, conditions), settle
         )
-        if is_new_life:
-            fleet.discard(self._id, epoch + 1 if outcome.is_stale else epoch)
-        if outcome.is_stale:
-            # The worker drains or is gone: nothing is revived, and nothing of the next epoch exists.
-            self._health = Health(epoch, HealthPhase.LOST, 0, True)
 
     async def _read(self, worker: Worker, client: EngineClient) -> tuple[EffectiveFacts, tuple[Condition, ...]]:
         """Facts, the bootstrap endpoint and the tokenizer of a worker that comes back; raises EngineFailure."""

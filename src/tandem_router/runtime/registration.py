@@ -1,8 +1,8 @@
-"""The REGISTER_WORKER job: reach a worker, read it, look whether it pairs, and make it READY.
+"""The jobs that make a worker reachable: reach it, read it, look whether it pairs, and put it in force.
 
-Every step, try and failure is in the job's record while it runs. Waiting between tries holds no slot. The job may be
-cancelled at any await: until the connection belongs to the fleet it is closed here, and what comes after the worker's
-removal is refused by the core.
+REGISTER_WORKER does so for a newcomer, REPLACE_WORKER and UPDATE_WORKER for a changed spec. Every step, try and failure
+is in the job's record while it runs. Waiting between tries holds no slot. The job may be cancelled at any await: until
+the connection belongs to the fleet it is closed here, and what comes too late is refused by the core.
 """
 
 from __future__ import annotations
@@ -11,18 +11,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tandem_router.core.commands import (
-    Activate,
-    BeginStep,
-    Connect,
-    EndStep,
-    RecordFacts,
-    SetConditions,
-)
+from tandem_router.core.commands import BeginStep, EndStep
 from tandem_router.errors import Reason
 from tandem_router.model.failure import EngineFailure, Failure
-from tandem_router.model.ids import JobId, WorkerId
-from tandem_router.model.job import StepState
+from tandem_router.model.ids import JobId
+from tandem_router.model.job import Job, StepState
 from tandem_router.model.settings import RuntimeSettings
 from tandem_router.model.worker import Condition, Worker
 from tandem_router.ports import EngineClient, EngineDialer, Rng, TextCodecs
@@ -33,6 +26,7 @@ from tandem_router.runtime.fleet import WorkerFleet
 from tandem_router.runtime.job_runner import JobRunner
 from tandem_router.runtime.pairing import pairable
 from tandem_router.runtime.pipeline import Pipeline
+from tandem_router.runtime.subjects import JobOver, Newcomer, Subject, Successor
 from tandem_router.runtime.tokenizers import load_tokenizer
 
 __all__ = ["Registration", "StepFailed"]
@@ -55,10 +49,6 @@ class _ConnectionBroke(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.sentence)
         self.failure = failure
-
-
-class JobOver(Exception):
-    """The job's record has ended under us (its worker was deleted): stop without a word."""
 
 
 @dataclass(slots=True)
@@ -92,66 +82,65 @@ class Registration:
         self._rng = rng
         self._settings = settings
 
-    async def run(self, job_id: JobId, worker_id: WorkerId) -> None:
-        """Register the worker; returns when it is READY or NOT_READY, or the job's record has ended elsewhere.
+    async def run(self, job: Job) -> None:
+        """Register the worker; returns when it is in force, or the job has no say any more.
 
         Raises StepFailed.
         """
+        subject = self._subject(job)
         lives = 0
         try:
             while True:
                 lives += 1
                 try:
-                    await self._run(job_id, worker_id)
+                    await self._run(job.id, subject)
                     break
                 except _ConnectionBroke as broke:
-                    worker = self._worker(worker_id)
-                    self._fleet.discard(worker_id, worker.epoch)
-                    if lives >= self._tries(worker):
+                    subject.let_go()
+                    if lives >= self._tries(subject.worker()):
                         raise StepFailed(broke.failure) from None
                     await asyncio.sleep(self._backoff_s(lives))
         except JobOver:
             return
+        finally:
+            subject.end()
 
-    async def _run(self, job_id: JobId, worker_id: WorkerId) -> None:
-        client = await self._connect(job_id, worker_id)
+    def _subject(self, job: Job) -> Subject:
+        if self._pipeline.registry.wanted_of(job.worker_id) is None:
+            return Newcomer(self._pipeline, self._fleet, job.id, job.worker_id)
+        return Successor(self._pipeline, self._fleet, self._dialing, job.id, job.worker_id)
+
+    async def _run(self, job_id: JobId, subject: Subject) -> None:
+        client = await self._connect(job_id, subject)
         await self._begin(job_id, "detect_runtime")
-        effective = await self._read_facts(job_id, worker_id, client)
-        worker = self._worker(worker_id)
-        await self._check_pairing(job_id, worker)
-        failure = await self._probe_bootstrap(job_id, worker, effective)
-        await self._load_tokenizer(job_id, worker, client)
+        effective = await self._read_facts(job_id, subject, client)
+        await self._check_pairing(job_id, subject)
+        failure = await self._probe_bootstrap(job_id, subject, effective)
+        await self._load_tokenizer(job_id, subject, client)
+        worker = subject.worker()
         await self._try(job_id, "activate", worker, lambda: self._probe(worker, client))
-        outcome = await self._pipeline.submit(Activate(worker_id, job_id, failure))
-        if outcome.is_stale:
-            raise JobOver
+        await subject.activate(failure)
 
-    async def _connect(self, job_id: JobId, worker_id: WorkerId) -> EngineClient:
-        worker = self._worker(worker_id)
+    async def _connect(self, job_id: JobId, subject: Subject) -> EngineClient:
+        worker = subject.worker()
         found = _Found()
 
         async def dial() -> str:
-            found.client = await self._dialing.dial(worker)
+            found.client = await self._dialing.dial(worker, job_id)
             return f"connected to {worker.url}"
 
         try:
             await self._try(job_id, "connect", worker, dial)
-            client = found.client
+            client, found.client = found.client, None
             assert client is not None
-            epoch = worker.epoch + 1
-            self._fleet.adopt(worker_id, epoch, client)
-            found.client = None
-            outcome = await self._pipeline.submit(Connect(worker_id, worker.epoch, job_id))
-            if outcome.is_stale:
-                self._fleet.discard(worker_id, epoch)
-                raise JobOver
+            await subject.connected(client)
             return client
         finally:
             if found.client is not None:
                 self._fleet.close_client(found.client)
 
-    async def _read_facts(self, job_id: JobId, worker_id: WorkerId, client: EngineClient) -> EffectiveFacts:
-        worker, found = self._worker(worker_id), _Found()
+    async def _read_facts(self, job_id: JobId, subject: Subject, client: EngineClient) -> EffectiveFacts:
+        worker, found = subject.worker(), _Found()
         timeout_s = self._settings.health.timeout_s
 
         async def describe() -> str:
@@ -166,23 +155,20 @@ class Registration:
         await self._try(job_id, "read_facts", worker, describe)
         effective = found.effective
         assert effective is not None
-        outcome = await self._pipeline.submit(
-            RecordFacts(worker_id, worker.epoch, effective.facts, effective.ranks, (effective.agreement,))
-        )
-        if outcome.is_stale:
-            raise JobOver
+        await subject.read(effective)
         return effective
 
-    async def _check_pairing(self, job_id: JobId, worker: Worker) -> None:
+    async def _check_pairing(self, job_id: JobId, subject: Subject) -> None:
+        worker = subject.worker()
         claim = pairable(worker, self._fleet.workers().values())
         if claim is None:
             await self._skip(job_id, "check_pairing", f"a {worker.worker_type} worker is not half of a pair")
             return
         await self._begin(job_id, "check_pairing")
-        await self._claim(worker, claim)
+        await subject.claim(claim)
         await self._end(job_id, "check_pairing", claim.message)
 
-    async def _probe_bootstrap(self, job_id: JobId, worker: Worker, effective: EffectiveFacts) -> Failure | None:
+    async def _probe_bootstrap(self, job_id: JobId, subject: Subject, effective: EffectiveFacts) -> Failure | None:
         """None, or why the worker cannot be met: it is registered NOT_READY and probed until it can."""
         endpoint = effective.facts.bootstrap
         if endpoint is None:
@@ -197,17 +183,17 @@ class Registration:
             )
         except EngineFailure as error:
             failure = Failure(error.reason, f"{where}: {error.sentence}")
-            await self._claim(worker, Condition("BOOTSTRAP_REACHABLE", False, failure.reason, failure.sentence, 0.0))
+            await subject.claim(Condition("BOOTSTRAP_REACHABLE", False, failure.reason, failure.sentence, 0.0))
             await self._end(job_id, "probe_bootstrap", f"{where} does not answer", failure, StepState.FAILED)
             return failure
-        await self._claim(worker, Condition("BOOTSTRAP_REACHABLE", True, "REACHABLE", where, 0.0))
+        await subject.claim(Condition("BOOTSTRAP_REACHABLE", True, "REACHABLE", where, 0.0))
         await self._end(job_id, "probe_bootstrap", where)
         return None
 
-    async def _load_tokenizer(self, job_id: JobId, worker: Worker, client: EngineClient) -> None:
+    async def _load_tokenizer(self, job_id: JobId, subject: Subject, client: EngineClient) -> None:
         await self._begin(job_id, "load_tokenizer")
-        claim, failure, is_loaded = await load_tokenizer(worker, client, self._codecs)
-        await self._claim(worker, claim)
+        claim, failure, is_loaded = await load_tokenizer(subject.worker(), client, self._codecs)
+        await subject.claim(claim)
         if failure is not None:
             await self._end(job_id, "load_tokenizer", "token ids only", failure, StepState.FAILED)
         elif is_loaded:
@@ -247,7 +233,7 @@ class Registration:
                     raise _ConnectionBroke(failure) from None
                 backoff_s = self._backoff_s(number)
                 detail = f"try {number} of {limit} failed; next in {backoff_s:.2f} s"
-                await self._end(job_id, step, detail, failure, StepState.RUNNING)
+                await self._end(job_id, step, detail, failure, StepState.RUNNING, backoff_s)
                 await asyncio.sleep(backoff_s)
             else:
                 await self._end(job_id, step, details[0])
@@ -275,18 +261,10 @@ class Registration:
         detail: str,
         failure: Failure | None = None,
         state: StepState = StepState.SUCCEEDED,
+        retry_in_s: float | None = None,
     ) -> None:
-        if (await self._pipeline.submit(EndStep(job_id, step, state, detail, failure))).is_stale:
+        if (await self._pipeline.submit(EndStep(job_id, step, state, detail, failure, retry_in_s))).is_stale:
             raise JobOver
 
     async def _skip(self, job_id: JobId, step: str, detail: str) -> None:
         await self._end(job_id, step, detail, None, StepState.SKIPPED)
-
-    async def _claim(self, worker: Worker, claim: Condition) -> None:
-        await self._pipeline.submit(SetConditions(worker.id, worker.epoch, (claim,)))
-
-    def _worker(self, worker_id: WorkerId) -> Worker:
-        worker = self._pipeline.registry.worker(worker_id)
-        if worker is None:
-            raise JobOver
-        return worker

@@ -15,7 +15,8 @@ from tandem_router.core.relay_events import RequestAccepted, RequestFailed, Requ
 from tandem_router.errors import Reason, TandemError
 from tandem_router.model.explanation import Explanation
 from tandem_router.model.failure import Failure
-from tandem_router.model.pairing import PairView
+from tandem_router.model.ids import WorkerId
+from tandem_router.model.pairing import PairState, PairView
 from tandem_router.model.request import GenerateRequest, RequestContext
 from tandem_router.ports import TokenSink
 from tandem_router.runtime.explaining import explain_request
@@ -142,6 +143,16 @@ class Relay:
         call.cancel(Failure(Reason.REQUEST_CANCELLED, "the request was aborted by an Abort call"))
         return True
 
+    def end_legs(self, worker_id: WorkerId, failure: Failure) -> int:
+        """End every attempt that still needs a worker, whose drain is over; says how many.
+
+        A client that has no token yet is served elsewhere; one that has gets `failure`.
+        """
+        attempts = [attempt for attempt in self.env.attempts.values() if _needs(attempt.view(), worker_id)]
+        for attempt in attempts:
+            attempt.cancel(failure)
+        return len(attempts)
+
     def begin_drain(self) -> None:
         """Refuse new calls from now on; running ones go on."""
         self._is_draining = True
@@ -169,12 +180,16 @@ class Relay:
             await self.env.scope.settle(grace_s)
         return len(left)
 
-    async def close(self) -> None:
-        """End everything, lingering legs included; engines get their Abort if they answer in time."""
+    async def close(self, aborts_within_s: float | None = None) -> None:
+        """End everything, lingering legs included; engines get their Abort if they answer in time.
+
+        aborts_within_s: at most this, where it is less than abort_timeout_s.
+        """
         await self.drain(0)
         for attempt in list(self.env.attempts.values()):
             attempt.end_lingering()
-        await self.env.scope.settle(self.env.settings.abort_timeout_s)
+        timeout_s = self.env.settings.abort_timeout_s
+        await self.env.scope.settle(timeout_s if aborts_within_s is None else min(timeout_s, aborts_within_s))
         await self.env.scope.close()
 
     def ended(self, call: RelayCall, failure: Failure | None) -> None:
@@ -210,3 +225,12 @@ class Relay:
 
     def __repr__(self) -> str:
         return f"<Relay {len(self._calls)} live, {self._finished} finished, {self._failed} failed>"
+
+
+def _needs(pair: PairView, worker_id: WorkerId) -> bool:
+    if pair.state not in (PairState.RESERVED, PairState.PREFILLING, PairState.DECODING):
+        return False
+    if pair.decode.worker_id == worker_id:
+        return True
+    # A prefill that still answers while decode streams is not needed any more.
+    return pair.prefill is not None and pair.prefill.worker_id == worker_id and pair.state is not PairState.DECODING

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tandem_router.core.ledger import LegLedger, LegRow
 from tandem_router.core.rooms import RoomAllocator
+from tandem_router.core.watch_pairs import PairTable
 from tandem_router.model.ids import PairId, RankKey
 from tandem_router.model.pairing import LegRole
 from tandem_router.model.settings import RuntimeSettings
@@ -38,6 +39,8 @@ class RelayEnvironment:
     scope: TaskScope = field(default_factory=lambda: TaskScope("relay"))
     attempts: dict[PairId, PairAttempt] = field(default_factory=dict)
     """Attempts with an open leg, oldest first."""
+    pairs: PairTable = field(default_factory=PairTable)
+    """The same as operators see them, without aggregated ones."""
 
     def open_leg(self, key: RankKey, role: LegRole, prompt_tokens: int) -> str:
         """Reserve a slot: enter a leg in the ledger under a fresh id.

@@ -7,12 +7,12 @@ from typing import Protocol
 
 from tandem_router.model.explanation import Explanation
 from tandem_router.model.failure import Failure
-from tandem_router.model.ids import RankKey
+from tandem_router.model.ids import RankKey, WorkerId
 from tandem_router.model.job import Job
-from tandem_router.model.pairing import PairView
 from tandem_router.model.request import GenerateRequest, RequestContext
 from tandem_router.model.spec import WorkerSpec
-from tandem_router.model.worker import Credentials, Worker
+from tandem_router.model.spec_patch import SpecPatch
+from tandem_router.model.worker import Credentials, CredentialsPatch, Worker
 from tandem_router.ports import TokenSink
 from tandem_router.runtime.models import ServedModel
 
@@ -27,8 +27,26 @@ class Registry(Protocol):
 
     async def create_worker(
         self, spec: WorkerSpec, credentials: Credentials | None, request_id: str | None
-    ) -> tuple[Worker, Job]:
+    ) -> tuple[Worker, Job | None]:
         """Reserve and begin to register."""
+
+    async def replace_worker(
+        self, worker_id: str, spec: WorkerSpec, credentials: CredentialsPatch | None, expected_generation: int | None
+    ) -> tuple[Worker, Job]:
+        """Begin to register anew."""
+
+    async def update_worker(
+        self, worker_id: str, patch: SpecPatch, credentials: CredentialsPatch | None, expected_generation: int | None
+    ) -> tuple[Worker, Job | None]:
+        """Change some fields; no job where all is in effect."""
+
+    async def drain_worker(
+        self, worker_id: str, timeout_s: float | None, reason: str, expected_generation: int | None
+    ) -> tuple[Worker, Job]:
+        """Take out of routing and wait."""
+
+    async def undrain_worker(self, worker_id: str, expected_generation: int | None) -> Worker:
+        """Take back."""
 
     async def get_worker(self, worker_id: str) -> Worker:
         """By any spelling of its id."""
@@ -36,8 +54,13 @@ class Registry(Protocol):
     async def list_workers(self) -> tuple[Worker, ...]:
         """Oldest first."""
 
-    async def delete_worker(self, worker_id: str, drain_timeout_s: float | None, force: bool) -> Job:
+    async def delete_worker(
+        self, worker_id: str, drain_timeout_s: float | None, force: bool, expected_generation: int | None
+    ) -> Job:
         """Begin to drain and forget."""
+
+    def open_legs(self, worker_id: WorkerId) -> int:
+        """Legs of ours on a worker."""
 
     def models(self) -> tuple[ServedModel, ...]:
         """What the workers serve, in the order of registration."""
@@ -51,6 +74,9 @@ class Registry(Protocol):
 
     async def list_jobs(self) -> tuple[Job, ...]:
         """Oldest first."""
+
+    async def cancel_job(self, job_id: str, reason: str) -> Job:
+        """Ask it to stop."""
 
 
 class Board(Protocol):
@@ -90,6 +116,3 @@ class TokenRelay(Protocol):
 
     async def explain(self, request: GenerateRequest, assumed_prompt_tokens: int | None) -> Explanation:
         """What would happen to a request now; raises TandemError(MODEL_NOT_FOUND)."""
-
-    def pairs(self) -> tuple[PairView, ...]:
-        """Live attempts, oldest first."""

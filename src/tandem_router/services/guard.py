@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from tandem_router.errors import Code, Reason, TandemError
 from tandem_router.ports import Ids
+from tandem_router.services.gate import Gate
 from tandem_router.wire.status import encode
 
 __all__ = ["Guard", "name_request", "unimplemented"]
@@ -54,8 +55,10 @@ class _Malformed:
 class Guard(grpc.aio.ServerInterceptor):
     """Wraps every handler of our own services; those of others (health, reflection, channelz) pass unchanged."""
 
-    def __init__(self, ids: Ids) -> None:
+    def __init__(self, ids: Ids, gate: Gate | None = None) -> None:
+        """gate: which calls may go in; None lets all in."""
         self._ids = ids
+        self._gate = gate or Gate()
 
     async def intercept_service(
         self,
@@ -84,7 +87,8 @@ class Guard(grpc.aio.ServerInterceptor):
                     raise TandemError(
                         Reason.MALFORMED_MESSAGE, f"The {request.size_bytes} bytes are not a request of {method}."
                     )
-                return await behaviour(request, context)
+                with self._gate.inside(method):
+                    return await behaviour(request, context)
             except TandemError as error:
                 await _abort(context, error, self._request_id())
             except (grpc.aio.AbortError, asyncio.CancelledError):

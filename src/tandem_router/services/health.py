@@ -26,6 +26,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
 
     def __init__(self, board: Board) -> None:
         self._board = board
+        self._is_closed = False
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> _Response:
         """One name; NOT_FOUND for an unknown one."""
@@ -35,19 +36,30 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         return _Response(status=_status(serving))
 
     async def List(self, request: Any, context: Context) -> Any:
-        """Every name."""
-        statuses = {name: _Response(status=_status(serving)) for name, serving in self._board.all().items()}
+        """Every name; RESOURCE_EXHAUSTED when they are too many for one answer (gRFC A90)."""
+        listed = self._board.listed()
+        if listed is None:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "There are too many names to list; Check one.")
+        statuses = {name: _Response(status=_status(serving)) for name, serving in listed.items()}
         return _pb.HealthListResponse(statuses=statuses)
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
-        """The status now and after every change, SERVICE_UNKNOWN for a name not known yet; ends with the call."""
+        """The status now and after every change; SERVICE_UNKNOWN, and the watch goes on, for a name not known yet.
+
+        Ends with the call, or with UNAVAILABLE when the server closes.
+        """
         last = None
-        while True:
+        while not self._is_closed:
             status = _status(self._board.serving(request.service))
             if status != last:
                 last = status
                 await context.write(_Response(status=status))
             await asyncio.sleep(_WATCH_INTERVAL_S)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "The server has shut down.")
+
+    def close(self) -> None:
+        """End every Watch within its interval."""
+        self._is_closed = True
 
 
 def _status(serving: bool | None) -> Any:

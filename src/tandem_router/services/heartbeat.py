@@ -1,14 +1,19 @@
-"""Keeps the health board true: beats from the loop, and says of every name whether it serves."""
+"""Keeps the health board true: beats from the loop, and says of every name whether it serves.
+
+Nothing here waits for anything but the loop's next turn, so that a slow store or a held lock does not look like a
+wedged loop to whoever restarts those.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from tandem_router.model.ids import WorkerId
 from tandem_router.model.spec import WorkerType
 from tandem_router.model.worker import Worker, WorkerStatus
-from tandem_router.runtime.models import ServedModel
-from tandem_router.services.contract import Board, Registry
+from tandem_router.runtime.models import ServedModel, served_models
+from tandem_router.services.contract import Board
 from tandem_router.wire.model import Fits
 
 __all__ = ["LIVENESS", "READINESS", "Heartbeat"]
@@ -16,41 +21,47 @@ __all__ = ["LIVENESS", "READINESS", "Heartbeat"]
 LIVENESS = "liveness"
 READINESS = "readiness"
 
+Snapshot = Callable[[], Mapping[WorkerId, Worker]]
+"""All workers now: an immutable mapping, the same object until something changes."""
+
 
 class Heartbeat:
-    """The names: "" and readiness (takes requests), liveness (the loop turns), each service, model/<id or alias>."""
+    """The names: "" and readiness (takes requests), liveness (the loop turns), each service, model/<id or alias>.
 
-    def __init__(self, board: Board, registry: Registry, fits: Fits, services: Sequence[str]) -> None:
+    model/<name> serves while a READY worker, or a READY prefill and decode that fit each other, can answer for it. A
+    router without workers takes requests (and refuses them with a reason), so readiness does not depend on workers.
+    """
+
+    def __init__(self, board: Board, workers: Snapshot, fits: Fits, services: Sequence[str]) -> None:
         self._board = board
-        self._registry = registry
+        self._workers = workers
         self._fits = fits
         self._services = tuple(services)
         self._is_draining = False
-        self._seen_revision = -1
+        self._seen: Mapping[WorkerId, Worker] | None = None
         self._models: dict[str, bool] = {}
 
     async def run(self, interval_s: float) -> None:
         """Beat until cancelled."""
         while True:
-            await self.beat()
+            self.beat()
             await asyncio.sleep(interval_s)
 
-    async def beat(self) -> None:
+    def beat(self) -> None:
         """Beat once and bring the board up to date."""
-        if self._registry.revision != self._seen_revision:
-            self._seen_revision = self._registry.revision
-            workers = {worker.id: worker for worker in await self._registry.list_workers()}
+        workers = self._workers()
+        if workers is not self._seen:
+            self._seen = workers
             self._models = {}
-            for model in self._registry.models():
-                serving = [workers[one] for one in model.worker_ids if one in workers]
-                is_available = _is_available(model, serving, self._fits)
+            for model in served_models(workers.values()):
+                is_available = _is_available(model, [workers[one] for one in model.worker_ids], self._fits)
                 for name in (model.card.id, *model.card.aliases):
                     self._models[f"model/{name}"] = is_available
         self._write()
         self._board.beat()
 
     def drain(self) -> None:
-        """Say NOT_SERVING for everything but liveness, now and from now on."""
+        """Say NOT_SERVING for everything but liveness, now and from now on; idempotent."""
         self._is_draining = True
         self._write()
 

@@ -1,4 +1,4 @@
-"""JobService: shows jobs. Served on the admin listener."""
+"""JobService: shows and stops jobs. Served on the admin listener."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import grpc
 
 from tandem.v1 import job_service_pb2 as pb
 from tandem.v1 import job_service_pb2_grpc
+from tandem_router.runtime.watch import Watches
 from tandem_router.services.contract import Registry
-from tandem_router.services.guard import unimplemented
+from tandem_router.services.watch import watch_job
+from tandem_router.wire.checks import text
 from tandem_router.wire.filters import job_matches
 from tandem_router.wire.job import job_pb
-from tandem_router.wire.paging import page
+from tandem_router.wire.paging import ordered_page
 
 __all__ = ["JobServicer"]
 
@@ -20,8 +22,9 @@ Context = grpc.aio.ServicerContext[object, object]
 class JobServicer(job_service_pb2_grpc.JobServiceServicer):
     """Unpacks, calls the control loop, packs."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, watches: Watches) -> None:
         self._registry = registry
+        self._watches = watches
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
         """One job."""
@@ -30,19 +33,23 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         """A page of the jobs that match, newest first."""
         matching = [job for job in await self._registry.list_jobs() if job_matches(request, job)]
-        matching.sort(key=lambda job: (-job.created_at_s, job.id))
         filters = pb.ListJobsRequest(worker_id=request.worker_id, states=request.states, types=request.types)
-        chosen, token = page(
-            matching, lambda job: job.id, size=request.page_size, token=request.page_token, filters=filters
+        chosen, token = ordered_page(
+            matching,
+            lambda job: (-job.created_at_s, job.id),
+            size=request.page_size,
+            token=request.page_token,
+            filters=filters,
         )
         return pb.ListJobsResponse(jobs=[job_pb(job) for job in chosen], next_page_token=token)
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:
-        """Not carried out yet."""
-        raise unimplemented("CancelJob")
+        """Ask a job to stop."""
+        text("reason", request.reason, most=512)
+        return pb.CancelJobResponse(job=job_pb(await self._registry.cancel_job(request.job_id, request.reason)))
 
     async def WatchJob(  # type: ignore[override]  # grpc.aio also takes a coroutine; the stub knows one style
         self, request: pb.WatchJobRequest, context: Context
     ) -> None:
-        """Not carried out yet."""
-        raise unimplemented("WatchJob")
+        """Follow one job to its end."""
+        await watch_job(self._watches, request, context)

@@ -20,15 +20,23 @@ from tandem.v1 import (
     worker_service_pb2_grpc,
 )
 from tandem_router.ports import Ids
+from tandem_router.services.gate import Gate
 from tandem_router.services.guard import Guard
 from tandem_router.services.health import HealthServicer
 from tandem_router.services.job import JobServicer
 from tandem_router.services.pair import PairServicer
-from tandem_router.services.reflection import add_reflection
+from tandem_router.services.reflection import add_reflection, add_sync_reflection
 from tandem_router.services.router import RouterServicer
 from tandem_router.services.worker import WorkerServicer
 
-__all__ = ["ADMIN_SERVICES", "ROUTER_SERVICES", "TransportLimits", "admin_server", "router_server"]
+__all__ = [
+    "ADMIN_SERVICES",
+    "ROUTER_SERVICES",
+    "TransportLimits",
+    "add_health_reflection",
+    "admin_server",
+    "router_server",
+]
 
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _CHANNELZ = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
@@ -50,9 +58,11 @@ class TransportLimits:
     max_pending_requests: int = 20_000
 
 
-def router_server(router: RouterServicer, health: HealthServicer, ids: Ids, limits: TransportLimits) -> grpc.aio.Server:
+def router_server(
+    router: RouterServicer, health: HealthServicer, ids: Ids, limits: TransportLimits, gate: Gate | None = None
+) -> grpc.aio.Server:
     """The public listener's server, without a port."""
-    server = _server(ids, limits)
+    server = _server(ids, limits, gate)
     router_service_pb2_grpc.add_RouterServiceServicer_to_server(router, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     add_reflection(server, (*ROUTER_SERVICES, _HEALTH))
@@ -66,9 +76,10 @@ def admin_server(
     health: HealthServicer,
     ids: Ids,
     limits: TransportLimits,
+    gate: Gate | None = None,
 ) -> grpc.aio.Server:
     """The admin listener's server, without a port. channelz is process-global: it shows the public listener too."""
-    server = _server(ids, limits)
+    server = _server(ids, limits, gate)
     worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(worker, server)
     job_service_pb2_grpc.add_JobServiceServicer_to_server(job, server)
     pair_service_pb2_grpc.add_PairServiceServicer_to_server(pair, server)
@@ -78,8 +89,13 @@ def admin_server(
     return server
 
 
-def _server(ids: Ids, limits: TransportLimits) -> grpc.aio.Server:
-    return grpc.aio.server(interceptors=[Guard(ids)], options=_options(limits))
+def add_health_reflection(server: grpc.Server) -> None:
+    """Reflection of the health listener, which offers health alone."""
+    add_sync_reflection(server, (_HEALTH,))
+
+
+def _server(ids: Ids, limits: TransportLimits, gate: Gate | None) -> grpc.aio.Server:
+    return grpc.aio.server(interceptors=[Guard(ids, gate)], options=_options(limits))
 
 
 def _options(limits: TransportLimits) -> Sequence[tuple[str, int]]:

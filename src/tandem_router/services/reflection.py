@@ -6,13 +6,15 @@ v1alpha's and both answer through one servicer; this ends when grpcio-reflection
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-__all__ = ["SERVICE_NAMES", "add_reflection"]
+__all__ = ["SERVICE_NAMES", "add_reflection", "add_sync_reflection"]
 
 _ALPHA = "grpc.reflection.v1alpha"
 _V1 = "grpc.reflection.v1"
@@ -20,20 +22,48 @@ _V1_FILE = "grpc/reflection/v1/reflection.proto"
 
 SERVICE_NAMES = (f"{_V1}.ServerReflection", f"{_ALPHA}.ServerReflection")
 
+_MAX_SYNC_STREAMS = 4
+"""Open reflection calls on a sync server: each holds a thread for as long as its client likes."""
+
 
 def add_reflection(server: grpc.aio.Server, services: Sequence[str]) -> None:
     """Offer both versions on `server`, listing `services` and themselves."""
     _define_v1()
-    names = (*services, *SERVICE_NAMES)
-    reflection.enable_server_reflection(names, server)
-    servicer = reflection.aio.ReflectionServicer(names)
+    servicer = reflection.aio.ReflectionServicer((*services, *SERVICE_NAMES))
+    server.add_generic_rpc_handlers(_handlers(servicer.ServerReflectionInfo))
+
+
+def add_sync_reflection(server: grpc.Server, services: Sequence[str]) -> None:
+    """The same on a server of threads; further calls than _MAX_SYNC_STREAMS at once are RESOURCE_EXHAUSTED."""
+    _define_v1()
+    servicer = _BoundedReflection((*services, *SERVICE_NAMES))
+    server.add_generic_rpc_handlers(_handlers(servicer.ServerReflectionInfo))
+
+
+class _BoundedReflection(reflection.ReflectionServicer):
+    def __init__(self, services: Sequence[str]) -> None:
+        super().__init__(services)
+        self._open = threading.BoundedSemaphore(_MAX_SYNC_STREAMS)
+
+    def ServerReflectionInfo(self, request_iterator: Any, context: Any) -> Iterator[Any]:
+        if not self._open.acquire(blocking=False):
+            sentence = f"{_MAX_SYNC_STREAMS} reflection calls are open; end one."
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, sentence)
+        try:
+            yield from super().ServerReflectionInfo(request_iterator, context)
+        finally:
+            self._open.release()
+
+
+def _handlers(behaviour: Any) -> tuple[grpc.GenericRpcHandler, ...]:
+    """Both versions, answered by one servicer's method."""
     handler = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
+        behaviour,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
-    v1 = grpc.method_handlers_generic_handler(SERVICE_NAMES[0], {"ServerReflectionInfo": handler})
-    server.add_generic_rpc_handlers((v1,))
+    methods = {"ServerReflectionInfo": handler}
+    return tuple(grpc.method_handlers_generic_handler(name, methods) for name in SERVICE_NAMES)
 
 
 def _define_v1() -> None:

@@ -73,6 +73,7 @@ class SimRuntime:
     async def register(self, name: str) -> JobId:
         """Create the worker of a machine; the id of its job."""
         _, job = await self.control.create_worker(self.machines.machines[name].spec)
+        assert job is not None, "a fresh worker has its job"
         return job.id
 
     async def job_ended(self, job_id: JobId, timeout_s: float) -> Job:
@@ -124,6 +125,7 @@ def build_runtime(
             settings=settings,
         )
     )
+    control.use(relay.end_legs)
     return SimRuntime(machines, control, relay, ledger, trace)
 
 

@@ -31,6 +31,7 @@ def check_idle(runtime: SimRuntime) -> list[str]:
     if now.ledger.opened_total != now.ledger.closed_total:
         problems.append(f"{now.ledger.opened_total} legs opened, {now.ledger.closed_total} closed")
     problems += [f"live pair {pair}" for pair in runtime.relay.pairs()]
+    problems += [f"shown pair {pair}" for pair in runtime.relay.env.pairs.log.current()]
     problems += [f"engine {name} holds {held}" for name, held in runtime.machines.held().items()]
     return problems
 

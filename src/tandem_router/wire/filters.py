@@ -15,8 +15,9 @@ from tandem_router.model.ids import canonical_uuid
 from tandem_router.model.job import Job
 from tandem_router.model.pairing import PairView
 from tandem_router.model.worker import Worker
+from tandem_router.wire.checks import invalid
 
-__all__ = ["job_matches", "pair_matches", "worker_matches"]
+__all__ = ["checked_pair_filter", "job_matches", "pair_matches", "worker_matches"]
 
 
 def worker_matches(wanted: worker_service_pb2.WorkerFilter, worker: Worker) -> bool:
@@ -45,6 +46,13 @@ def job_matches(wanted: job_service_pb2.ListJobsRequest, job: Job) -> bool:
         and (not wanted.states or job_pb2.JobState.Value(f"JOB_STATE_{job.state.value}") in wanted.states)
         and (not wanted.types or job_pb2.JobType.Value(f"JOB_TYPE_{job.type.value}") in wanted.types)
     )
+
+
+def checked_pair_filter(wanted: pair_service_pb2.PairFilter) -> pair_service_pb2.PairFilter:
+    """The filter, if its worker id is one: with another it would match nothing, for ever and in silence."""
+    if wanted.worker_id and canonical_uuid(wanted.worker_id) is None:
+        raise invalid("filter.worker_id", f'"{wanted.worker_id[:64]}" is not a UUID.')
+    return wanted
 
 
 def pair_matches(wanted: pair_service_pb2.PairFilter, pair: PairView) -> bool:

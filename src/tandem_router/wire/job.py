@@ -18,10 +18,14 @@ def job_pb(job: Job) -> pb.Job:
         state=pb.JobState.Value(f"JOB_STATE_{job.state.value}"),
         steps=[_step_pb(step) for step in job.steps],
         failure=None if job.failure is None else failure_pb(job.failure),
+        worker_generation=job.worker_generation,
+        cancel_requested=job.cancel is not None and not job.state.is_final,
+        next_try_time=None if job.next_try_at_s is None else timestamp_pb(job.next_try_at_s),
         revision=job.revision,
         create_time=timestamp_pb(job.created_at_s),
         start_time=None if job.started_at_s is None else timestamp_pb(job.started_at_s),
         end_time=None if job.ended_at_s is None else timestamp_pb(job.ended_at_s),
+        deadline=None if job.deadline_at_s is None else timestamp_pb(job.deadline_at_s),
     )
 
 

@@ -15,7 +15,7 @@ from tandem_router.model.spec import (
     WorkerSpec,
     WorkerType,
 )
-from tandem_router.model.worker import Credentials
+from tandem_router.model.worker import Credentials, CredentialsPatch
 from tandem_router.wire import options
 from tandem_router.wire.checks import (
     at_most,
@@ -31,7 +31,14 @@ from tandem_router.wire.checks import (
 from tandem_router.wire.model_card import card_of, card_pb
 from tandem_router.wire.scalars import enum_name, optional_duration_pb
 
-__all__ = ["credentials_of", "kv_role_pb", "refuse_what_is_not_carried_out", "spec_of", "spec_pb"]
+__all__ = [
+    "credentials_of",
+    "credentials_patch_of",
+    "kv_role_pb",
+    "refuse_what_is_not_carried_out",
+    "spec_of",
+    "spec_pb",
+]
 
 Value = TypeVar("Value")
 
@@ -163,10 +170,17 @@ def kv_role_pb(role: KvRole | None) -> kv_pb2.KvRole.ValueType:
 
 def credentials_of(message: worker_spec_pb2.WorkerCredentials, path: str = "credentials") -> Credentials | None:
     """Secrets of a create; None where nothing is in them. TLS material is not carried out yet and refused."""
+    return credentials_patch_of(message, path).onto(None)
+
+
+def credentials_patch_of(message: worker_spec_pb2.WorkerCredentials, path: str = "credentials") -> CredentialsPatch:
+    """A change of secrets: an absent field is kept, an empty one deleted. TLS material is refused as in a create."""
     for name in ("tls_ca_pem", "tls_certificate_pem", "tls_private_key_pem"):
         if getattr(message, name):
             raise not_yet(f"{path}.{name}")
-    return Credentials(api_key=text(f"{path}.api_key", message.api_key, most=8192)) if message.api_key else None
+    if not present(message, "api_key"):
+        return CredentialsPatch()
+    return CredentialsPatch(api_key=text(f"{path}.api_key", message.api_key, most=8192))
 
 
 def _check_ranks(message: worker_spec_pb2.WorkerSpec, path: str) -> None:
