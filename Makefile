@@ -39,7 +39,7 @@ run: .venv/.ready ## the same fleet, kept up, with lines to paste (Ctrl-C ends i
 	@$(BIN)/tandem demo --keep
 
 test: .venv/.ready ## all tests: unit, contract, simulation, end to end
-	@$(PYTEST) -n 2 --dist loadgroup tests
+	@$(PYTEST) -n 2 --dist loadscope tests
 
 check: lint types imports buf drift docs-check test ## what CI runs
 

@@ -77,14 +77,20 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _free_ports(count: int) -> list[str]:
-    """Ports that nothing has now; held together while they are drawn, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [str(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Ports that nothing has now, from below the range that the system gives to outgoing connections.
+
+    From inside it, somebody's connection may take a port before the process that was told to listen on it does; and a
+    loop that waits for a listener may even connect to itself. Each process draws from its own part.
+    """
+    first = 10_000 + os.getpid() * 16 % 20_000
+    ports: list[str] = []
+    for port in range(first, 32_000):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            ports.append(str(port))
+        if len(ports) == count:
+            return ports
+    raise AssertionError("no free ports are left")
 
 
 def _awaiting_starts(script: str) -> str:
