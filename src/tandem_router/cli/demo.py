@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import grpc
@@ -82,15 +85,17 @@ def _show(
 
 def _lines_to_paste(router: dict[str, str]) -> str:
     clients, operators, health = router["listen"], router["admin_listen"], router["health_listen"]
+    # Without the environment activated, the commands are found beside the interpreter that runs this.
+    here = "" if shutil.which("tandem") else f"{os.path.relpath(Path(sys.executable).parent)}/"
     ask = '{"model":"demo-rendezvous","text":"repeat “hello” :","sampling":{"temperature":0}}'
     return "\n".join(
         [
             "Everything is up; paste these in another terminal, Ctrl-C here ends it.",
-            f"  tandem generate --router {clients} --model demo-handoff --temperature 0 'count from 7 to 12:'",
-            f"  tandem workers list --admin {operators}",
-            f"  buf curl --protocol grpc --http2-prior-knowledge -d '{ask}' "
+            f"  {here}tandem generate --router {clients} --model demo-handoff --temperature 0 'count from 7 to 12:'",
+            f"  {here}tandem workers list --admin {operators}",
+            f"  {here}buf curl --protocol grpc --http2-prior-knowledge -d '{ask}' "
             f"http://{clients}/tandem.v1.RouterService/Generate",
-            f"  buf curl --protocol grpc --http2-prior-knowledge http://{operators}/tandem.v1.PairService/ListPairs",
+            f"  {here}buf curl --protocol grpc --http2-prior-knowledge http://{operators}/tandem.v1.PairService/ListPairs",
             f"  grpcurl -plaintext -d '{ask}' {clients} tandem.v1.RouterService/Generate",
             f"  grpcurl -plaintext {operators} tandem.v1.WorkerService/ListWorkers",
             f"  grpcurl -plaintext {health} grpc.health.v1.Health/List",
