@@ -175,7 +175,7 @@ class Readers:
 def measure(streams: int, rate: float, idle_s: float, loaded_s: float, settings: Sequence[str]) -> float:
     """Measure, print, and return p99 of the kept connection under load, in seconds."""
     print(machine())
-    listeners = [f"--{name}=127.0.0.1:0" for name in ("listen", "admin-listen", "health-listen")]
+    listeners = [f"--{name}=127.0.0.1:0" for name in ("listen", "admin-listen", "health-listen", "metrics-listen")]
     serve = ["-m", "tandem_router", "serve", "--print-ports", "--quiet", *listeners]
     for one in settings:
         serve += ["--set", one]

@@ -11,10 +11,15 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
+from smg_grpc_proto.generated import common_pb2
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
+
+import tandem_engine
+from tandem_engine.services.tokenizer_archive import TokenizerArchive
 
 SERVICE = "vllm.grpc.engine.VllmEngine"
 ENGINE = "metronome"
@@ -45,7 +50,7 @@ TOKEN = pb.GenerateResponse(
 class Worker(grpc.GenericRpcHandler):
     """One role of the pair."""
 
-    def __init__(self, role: str, step_s: float) -> None:
+    def __init__(self, role: str, step_s: float, archive: TokenizerArchive | None) -> None:
         self._role = role
         self._step_s = step_s
         unary: dict[str, tuple[Any, Any]] = {
@@ -63,6 +68,12 @@ class Worker(grpc.GenericRpcHandler):
         self._methods[f"/{SERVICE}/Generate"] = grpc.unary_stream_rpc_method_handler(
             self._generate, pb.GenerateRequest.FromString, None
         )
+        if archive is not None:
+            self._methods[f"/{SERVICE}/GetTokenizer"] = grpc.unary_stream_rpc_method_handler(
+                _hand_out(archive),
+                common_pb2.GetTokenizerRequest.FromString,
+                lambda message: message.SerializeToString(),
+            )
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         return self._methods.get(details.method)
@@ -105,16 +116,25 @@ def _always(answer: Any) -> Callable[[Any, Any], Any]:
     return behaviour
 
 
-async def serve(step_s: float) -> None:
+def _hand_out(archive: TokenizerArchive) -> Callable[[Any, Any], AsyncIterator[Any]]:
+    async def behaviour(request: Any, context: Any) -> AsyncIterator[Any]:
+        async for chunk in archive.chunks():
+            yield chunk
+
+    return behaviour
+
+
+async def serve(step_s: float, archive: TokenizerArchive | None) -> None:
     """Serve both until the parent is gone."""
     where, servers = {}, []
     for role in ("kv_producer", "kv_consumer"):
         options = [
             ("grpc.server.max_pending_requests", 20_000),
             ("grpc.server.max_pending_requests_hard_limit", 20_000),
+            ("grpc.max_receive_message_length", 16 << 20),
         ]
         server = grpc.aio.server(options=options)
-        server.add_generic_rpc_handlers((Worker(role, step_s),))
+        server.add_generic_rpc_handlers((Worker(role, step_s, archive),))
         where[role] = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
         servers.append(server)
@@ -129,4 +149,7 @@ async def serve(step_s: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--step", type=float, default=0.02, help="seconds per token of every stream")
-    asyncio.run(serve(parser.parse_args().step))
+    parser.add_argument("--tokenizer", action="store_true", help="hand out the demo model's tokenizer")
+    given = parser.parse_args()
+    demo = Path(tandem_engine.__file__).parent / "demo/model"
+    asyncio.run(serve(given.step, TokenizerArchive(demo) if given.tokenizer else None))

@@ -34,8 +34,12 @@ What fails inside a message (a job, one attempt) is a [Failure](api.md#failure) 
 condition may also have a word of its own, such as `NO_PEER`. "Repeat: yes" means that the very same call may succeed
 later; the rpc's own entry in the [API](api.md) says what else to do.
 
-Two things end without a reason: request metadata over its limit is a bare `RESOURCE_EXHAUSTED` of the transport, and a
-connection that breaks is whatever code the client's own library makes of it.
+Some things end without a reason, since the transport ends them before the router sees a call: request metadata over
+its limit and a message over 16 MiB are a bare `RESOURCE_EXHAUSTED`, an rpc that the listener does not have is a bare
+`UNIMPLEMENTED`, and a connection that breaks is whatever code the client's own library makes of it.
+
+Fields that the schema does not have are ignored, as protobuf has it, and reach no worker; a field that it has and that
+this release does not carry out is refused.
 """
 
 

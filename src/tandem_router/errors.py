@@ -80,6 +80,8 @@ class Reason(enum.StrEnum):
     RUNTIME_NOT_DETECTED = "RUNTIME_NOT_DETECTED"
     RUNTIME_CANNOT_SEED = "RUNTIME_CANNOT_SEED"
     RUNTIME_CANNOT_RETURN_CONTEXT_PARAMS = "RUNTIME_CANNOT_RETURN_CONTEXT_PARAMS"
+    RUNTIME_CANNOT_RETURN_PROMPT_LOGPROBS = "RUNTIME_CANNOT_RETURN_PROMPT_LOGPROBS"
+    RUNTIME_CANNOT_CONSTRAIN = "RUNTIME_CANNOT_CONSTRAIN"
     QUEUE_TIMEOUT = "QUEUE_TIMEOUT"
     FIRST_TOKEN_TIMEOUT = "FIRST_TOKEN_TIMEOUT"
     INTER_TOKEN_TIMEOUT = "INTER_TOKEN_TIMEOUT"
@@ -212,7 +214,7 @@ TABLE: Mapping[Reason, Row] = {
     Reason.TOO_MANY_REQUESTS: Row(
         Code.RESOURCE_EXHAUSTED,
         True,
-        "The router's limit of concurrent requests is reached.",
+        "As many requests run as may, and the queue is full.",
         "Wait as RetryInfo says and repeat the call.",
     ),
     Reason.SLOW_CLIENT: Row(
@@ -290,6 +292,18 @@ TABLE: Mapping[Reason, Row] = {
         False,
         "The engine's protocol returns no context-phase parameters, so it cannot be paired.",
         "Register the worker as REGULAR.",
+    ),
+    Reason.RUNTIME_CANNOT_RETURN_PROMPT_LOGPROBS: Row(
+        Code.FAILED_PRECONDITION,
+        False,
+        "The worker that computed the prompt returned no log probabilities of it.",
+        "Leave logprobs.prompt out, or route to a worker that returns them.",
+    ),
+    Reason.RUNTIME_CANNOT_CONSTRAIN: Row(
+        Code.FAILED_PRECONDITION,
+        False,
+        "No worker of the model can honour this kind of constraint, by its protocol or by how it was started.",
+        "Use another kind of constraint, leave it out, or register a worker that can.",
     ),
     Reason.QUEUE_TIMEOUT: Row(
         Code.DEADLINE_EXCEEDED,

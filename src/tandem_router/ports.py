@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from tandem_router.model.failure import EngineFailure
-from tandem_router.model.ids import RankKey, WorkerId
+from tandem_router.model.ids import PairId, RankKey, WorkerId
+from tandem_router.model.pairing import LegRole
 from tandem_router.model.request import LegRequest
 from tandem_router.model.spec import WorkerSpec
-from tandem_router.model.stream import EngineItem, Finished, OutputChunk
+from tandem_router.model.stream import EngineItem, Finished, OutputChunk, QueueStatus
 from tandem_router.model.worker import Credentials, RankLoad, Worker, WorkerFacts
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "EngineDialer",
     "Fleet",
     "Ids",
+    "LegTraces",
     "Observer",
     "Rng",
     "Store",
@@ -167,6 +169,9 @@ class TextCodecs(Protocol):
 class TokenSink(Protocol):
     """The client's end of one request. The relay makes one call at a time; nothing after `finish`."""
 
+    async def queued(self, status: QueueStatus) -> None:
+        """Say where the request stands, before any chunk; commits the call (headers go out)."""
+
     async def chunk(self, chunk: OutputChunk) -> None:
         """Deliver new output; waits while the client is behind, within the sink's bound in bytes."""
 
@@ -186,3 +191,13 @@ class Observer(Protocol):
 
     def observe(self, event: object) -> None:
         """One event of the past tense (a frozen value of model/ or core/)."""
+
+
+class LegTraces(Protocol):
+    """Names the spans of legs before their requests are written."""
+
+    def begin_leg(self, pair_id: PairId, leg_id: str, role: LegRole, key: RankKey) -> str | None:
+        """Open a leg's span and return its W3C traceparent; None leaves the client's. Must not block or raise.
+
+        The span ends with the leg's LegClosed.
+        """

@@ -12,10 +12,12 @@ import asyncio
 import ipaddress
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+from opentelemetry.sdk.trace import SpanProcessor
 
 from tandem_router.clock import LoopClock, SystemIds, SystemRng
 from tandem_router.core.ledger import LegLedger
@@ -30,10 +32,11 @@ from tandem_router.policies.compatibility import incompatibility
 from tandem_router.policies.plan import Planner
 from tandem_router.policies.scorers import LeastInFlight
 from tandem_router.runtime.control import Control
-from tandem_router.runtime.relay import Relay
+from tandem_router.runtime.relay import Relay, RelayStatistics
 from tandem_router.runtime.relay_environment import RelayEnvironment
 from tandem_router.runtime.watch import Watches
 from tandem_router.services import listeners
+from tandem_router.services.forwarding import ForwardedMetadata
 from tandem_router.services.gate import Gate
 from tandem_router.services.health import HealthServicer
 from tandem_router.services.heartbeat import Heartbeat
@@ -41,8 +44,10 @@ from tandem_router.services.job import JobServicer
 from tandem_router.services.pair import PairServicer
 from tandem_router.services.router import RouterLimits, RouterServicer
 from tandem_router.services.worker import WorkerServicer
-from tandem_router.settings import ServerSettings, SettingsError
+from tandem_router.settings import ServerSettings, SettingsError, TelemetrySettings
 from tandem_router.store.memory import InMemoryStore
+from tandem_router.telemetry.readings import Fleet, Readings
+from tandem_router.telemetry.telemetry import Telemetry
 from tandem_router.transport.dialer import GrpcDialer
 
 __all__ = ["Addresses", "RouterServer"]
@@ -62,20 +67,17 @@ class Addresses:
     listen: str
     admin_listen: str
     health_listen: str
-
-
-class _Silent:
-    """The Observer until telemetry has one: what happened is shown by the rpcs."""
-
-    def observe(self, event: object) -> None:
-        """Nothing."""
+    metrics_listen: str
 
 
 class RouterServer:
     """One router process. One event loop owns it: create it there, `start`, then `drain` or not, then `close`."""
 
-    def __init__(self, settings: ServerSettings) -> None:
-        """Raises SettingsError for settings that contradict each other."""
+    def __init__(self, settings: ServerSettings, *, span_processors: Sequence[SpanProcessor] = ()) -> None:
+        """Raises SettingsError for settings that contradict each other.
+
+        span_processors: receive the spans that have ended, beside the collector of the settings.
+        """
         self._settings = settings
         clock, ids, rng = LoopClock(asyncio.get_running_loop()), SystemIds(), SystemRng()
         self._admin_credentials = _admin_credentials(settings)
@@ -87,6 +89,7 @@ class RouterServer:
             rooms = RoomAllocator(runtime.rooms, started_at_s=clock.monotonic_s(), started_at_wall_s=clock.wall_s())
         except ValueError as error:
             raise SettingsError(f"rooms.slot: {error}") from error
+        telemetry = self._telemetry = _telemetry(settings.telemetry, ids.uuid(), span_processors)
         revision = first_revision(clock.wall_s())
         pairs = PairTable(revision=revision, capacity=runtime.watch.log_capacity)
         self._control = Control(
@@ -97,7 +100,7 @@ class RouterServer:
             dialer=GrpcDialer(),
             codecs=self._codecs,
             ledger=ledger,
-            observer=_Silent(),
+            observer=telemetry.observer,
             settings=runtime,
             revision=revision,
         )
@@ -110,11 +113,13 @@ class RouterServer:
             ledger=ledger,
             rooms=rooms,
             planner=Planner(runtime, LeastInFlight()),
-            observer=_Silent(),
+            observer=telemetry.observer,
             settings=runtime,
             pairs=pairs,
+            traces=telemetry.observer if telemetry.makes_spans else None,
         )
         self._relay = Relay(environment)
+        self._fleet = Fleet(self._control.fleet.workers, ledger.in_flight)
         self._control.use(self._relay.end_legs)
         self._watches = Watches(self._control.history, pairs, runtime.watch)
         self._board = HealthBoard(stale_after_s=settings.health_stale_after_s)
@@ -134,9 +139,9 @@ class RouterServer:
             clock,
             ids,
             _fits,
-            RouterLimits(runtime.max_prompt_bytes, settings.slow_client_timeout_s),
+            RouterLimits(runtime.max_prompt_bytes, settings.slow_client_timeout_s, _forwarded(settings)),
         )
-        self._public = listeners.router_server(router, health, ids, limits, gate)
+        self._public = listeners.router_server(router, health, ids, limits, gate, telemetry.observer.call_ended)
         self._admin = listeners.admin_server(
             WorkerServicer(self._control, ledger.in_flight, clock, self._watches),
             JobServicer(self._control, self._watches),
@@ -145,6 +150,7 @@ class RouterServer:
             ids,
             limits,
             gate,
+            telemetry.observer.call_ended,
         )
 
     async def start(self) -> Addresses:
@@ -154,6 +160,7 @@ class RouterServer:
             listen=_open(self._public, settings.listen, None),
             admin_listen=_open(self._admin, settings.admin_listen, self._admin_credentials),
             health_listen=self._open_health(settings.health_listen),
+            metrics_listen=self._telemetry.start(settings.metrics_listen, self._look, self._control.fleet.workers),
         )
         await self._control.start()
         self._heartbeat.beat()
@@ -161,6 +168,10 @@ class RouterServer:
         await self._public.start()
         await self._admin.start()
         return addresses
+
+    def statistics(self) -> RelayStatistics:
+        """What is live now and how calls have ended."""
+        return self._relay.statistics()
 
     def begin_drain(self) -> None:
         """Say NOT_SERVING and refuse what begins something; the rest goes on. Idempotent, returns at once."""
@@ -203,11 +214,38 @@ class RouterServer:
         if self._health_thread is not None:
             await asyncio.to_thread(self._health_thread.stop)
             self._health_thread = None
+        await self._telemetry.close()
+
+    def _look(self) -> Readings:
+        now = self._relay.statistics()
+        workers, in_flight = self._fleet.read()
+        return Readings(
+            live_requests=now.live_requests,
+            queued_requests=now.queued_requests,
+            live_attempts=now.live_attempts,
+            live_rooms=now.live_rooms,
+            workers=workers,
+            in_flight=in_flight,
+        )
 
     def _open_health(self, address: str) -> str:
         self._health_thread = HealthThread(self._board, address, listeners.add_health_reflection)
         self._health_thread.start()
         return f"{address.rpartition(':')[0]}:{self._health_thread.port}"
+
+
+def _telemetry(settings: TelemetrySettings, instance_id: str, processors: Sequence[SpanProcessor]) -> Telemetry:
+    if settings.sample_ratio > 1:
+        raise SettingsError(f"telemetry.sample_ratio {settings.sample_ratio:g} must be 0 to 1")
+    try:
+        return Telemetry(
+            instance_id,
+            otlp_endpoint=settings.otlp_endpoint,
+            sample_ratio=settings.sample_ratio,
+            span_processors=processors,
+        )
+    except ImportError as error:
+        raise SettingsError(f"telemetry.otlp_endpoint needs `pip install tandem-router[otlp]`: {error}") from error
 
 
 def _check_heartbeat(settings: ServerSettings) -> None:
@@ -217,6 +255,13 @@ def _check_heartbeat(settings: ServerSettings) -> None:
             f"heartbeat_interval_s {settings.heartbeat_interval_s:g} must be above 0 and at most half of "
             f"health_stale_after_s {settings.health_stale_after_s:g}"
         )
+
+
+def _forwarded(settings: ServerSettings) -> ForwardedMetadata:
+    try:
+        return ForwardedMetadata(settings.forward_metadata)
+    except ValueError as error:
+        raise SettingsError(f"forward_metadata: {error}") from error
 
 
 def _fits(prefill: Worker, decode: Worker) -> bool:

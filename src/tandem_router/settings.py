@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tandem_router.core.default_sampling import parse_default_sampling
 from tandem_router.model.settings import RuntimeSettings
 
-__all__ = ["Resolved", "ServerSettings", "SettingsError", "keys", "resolve"]
+__all__ = ["Resolved", "ServerSettings", "SettingsError", "TelemetrySettings", "keys", "resolve"]
 
 ENV_PREFIX = "TANDEM_"
 _MAY_BE_INF = {"may_be_inf": True}
@@ -25,6 +26,17 @@ _MAY_BE_INF = {"may_be_inf": True}
 
 class SettingsError(ValueError):
     """A setting that is unknown or has no valid value; the text names its key and source."""
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetrySettings:
+    """What is told beyond Prometheus's text and the access log."""
+
+    otlp_endpoint: str = ""
+    """http://host:port or https://host:port of a collector, OTLP over gRPC: metrics every 15 s, and spans. Empty: none,
+    and workers get the client's own traceparent. Needs the extra `otlp`."""
+    sample_ratio: float = 1.0
+    """Share of the traces kept, 0 to 1, where the client's traceparent does not say; with one, its flag decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +49,8 @@ class ServerSettings:
     """host:port for operators: every other service, health, reflection, channelz."""
     health_listen: str = "127.0.0.1:50053"
     """host:port for probes: health and reflection, on threads of its own."""
+    metrics_listen: str = "127.0.0.1:50054"
+    """host:port of Prometheus's text, http://host:port/metrics, on a thread of its own."""
     admin_tls_certificate: str = ""
     """File, PEM. With the key and client_ca the admin listener asks for client certificates (mutual TLS)."""
     admin_tls_key: str = ""
@@ -55,11 +69,15 @@ class ServerSettings:
     """For tests of health probes: when above 0, SIGUSR2 keeps the loop busy for so long. 0: SIGUSR2 is not handled."""
     slow_client_timeout_s: float = 30.0
     """A write that a client lets wait for longer ends its call with SLOW_CLIENT."""
+    forward_metadata: str = "traceparent,tracestate,x-request-id"
+    """Keys of a client's metadata that go on to workers, separated by commas; values are text. Never authorization and
+    its like, and at most 4 KiB for one call. x-request-id is the request's id where the client sent none."""
     max_receive_bytes: int = 16 * 1024 * 1024
     max_metadata_bytes: int = 16 * 1024
     """Soft and hard limit alike: between the two grpcio refuses at random."""
     max_pending_requests: int = 20_000
     """Calls accepted by the transport and not yet by us; grpcio's defaults cancel bursts of 2,000 in silence."""
+    telemetry: TelemetrySettings = TelemetrySettings()
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
 
 
@@ -105,6 +123,10 @@ def resolve(
             raise SettingsError(f"{key} is no setting; `tandem serve --show-settings` lists them")
         values[key], sources[key] = text, "flag"
     settings = typing.cast(ServerSettings, _build(ServerSettings(), "", values, sources))
+    try:
+        parse_default_sampling(settings.runtime.default_sampling)
+    except ValueError as error:
+        raise SettingsError(f"default_sampling from {sources['default_sampling']}: {error}") from error
     return Resolved(settings, sources)
 
 

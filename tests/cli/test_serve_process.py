@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.e2e
 
-FREE = [f"--{name}=127.0.0.1:0" for name in ("listen", "admin-listen", "health-listen")]
+FREE = [f"--{name}=127.0.0.1:0" for name in ("listen", "admin-listen", "health-listen", "metrics-listen")]
 
 
 @pytest.fixture
@@ -42,7 +42,8 @@ def addresses(router: subprocess.Popen[str]) -> dict[str, object]:
 
 def test_first_line_holds_every_address_and_the_pid(router: subprocess.Popen[str]) -> None:
     line = addresses(router)
-    assert (set(line), line["pid"]) == ({"listen", "admin_listen", "health_listen", "pid"}, router.pid)
+    listeners = {"listen", "admin_listen", "health_listen", "metrics_listen"}
+    assert (set(line), line["pid"]) == (listeners | {"pid"}, router.pid)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

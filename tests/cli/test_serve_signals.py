@@ -32,7 +32,7 @@ def start(*module: str) -> tuple[subprocess.Popen[str], dict[str, str]]:
 @pytest.fixture
 def running() -> Iterator[tuple[subprocess.Popen[str], dict[str, str], grpc.Channel]]:
     """A router with one slow engine that serves whole requests."""
-    free = [f"--{name}=127.0.0.1:0" for name in ("listen", "admin-listen", "health-listen")]
+    free = [f"--{name}=127.0.0.1:0" for name in ("listen", "admin-listen", "health-listen", "metrics-listen")]
     router, at = start("tandem_router", "serve", "--print-ports", "--quiet", *free)
     slow = ("--protocol=vllm", "--mode=aggregated", "--fault=step_latency=20ms", "--listen=127.0.0.1:0")
     engine, engine_at = start("tandem_engine", *slow)

@@ -20,7 +20,9 @@ from tandem_router.server import Addresses, RouterServer
 from tandem_router.settings import ServerSettings, SettingsError
 from tandem_router.wire.status import decode
 
-FREE = ServerSettings(listen="127.0.0.1:0", admin_listen="127.0.0.1:0", health_listen="127.0.0.1:0")
+FREE = ServerSettings(
+    listen="127.0.0.1:0", admin_listen="127.0.0.1:0", health_listen="127.0.0.1:0", metrics_listen="127.0.0.1:0"
+)
 VERSIONS = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
 
 

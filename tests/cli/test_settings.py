@@ -106,3 +106,15 @@ def test_foreign_variables_are_not_ours() -> None:
 
 def test_grace_may_be_for_ever() -> None:
     assert resolve(flags={"shutdown_grace_s": "inf"}).settings.shutdown_grace_s == math.inf
+
+
+@pytest.mark.parametrize("text", ["hot", '{"seed": 1}', '{"top_p": 2}'])
+def test_default_sampling_that_makes_no_sense_names_its_key_and_source(text: str) -> None:
+    with pytest.raises(SettingsError, match="default_sampling from flag"):
+        resolve(flags={"default_sampling": text})
+
+
+def test_default_sampling_is_read_from_the_environment() -> None:
+    text = '{"temperature": 0.7}'
+    resolved = resolve(flags={}, environ={"TANDEM_DEFAULT_SAMPLING": text})
+    assert resolved.settings.runtime.default_sampling == text

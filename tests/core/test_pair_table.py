@@ -137,6 +137,23 @@ def test_commit_happens_once_and_only_by_decode() -> None:
             assert happened in (PairInput.DECODE_ITEM, PairInput.DECODE_FINISHED)
 
 
+def test_enough_ends_a_committed_pair_well_and_means_nothing_to_any_other() -> None:
+    seen = 0
+    for before, after, happened, todo in CELLS:
+        if happened is not PairInput.DECODE_ENOUGH:
+            continue
+        if before.is_ended or not before.is_committed:
+            assert (todo, after.state) == ([], before.state)
+            continue
+        seen += 1
+        assert Directive(Do.FINISH) in todo
+        assert after.failure is None
+        if before.decode is LegState.RUNNING:
+            assert Directive(Do.CANCEL, LegRole.DECODE) in todo
+        assert Directive(Do.CANCEL, LegRole.PREFILL) not in todo or before.prefill is LegState.RUNNING
+    assert seen > 0
+
+
 def test_decode_of_a_handoff_is_sent_only_for_an_unused_handle() -> None:
     for before, _, happened, todo in CELLS:
         if before.kind is HandshakeKind.HANDOFF and Directive(Do.SEND, LegRole.DECODE) in todo:

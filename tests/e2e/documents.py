@@ -20,6 +20,8 @@ _BOUNDARY = "\x1e"
 """ASCII's record separator: no tool prints it."""
 _LOG = "STARTED_LOG"
 """The variable with the file that started processes write to."""
+_METRICS_ANYWHERE = {"TANDEM_METRICS_LISTEN": "127.0.0.1:0"}
+"""For routers of documents that do not say where: two tests at once must not want one port."""
 _AWAIT = "until (exec 3<>/dev/tcp/127.0.0.1/{port}) 2>/dev/null; do sleep 0.1; done"
 
 
@@ -58,7 +60,7 @@ def run(script: str, *, cwd: Path = ROOT, environ: dict[str, str] | None = None,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, **(environ or {}), "PATH": f"{venv}:{os.environ['PATH']}"},
+        env={**_METRICS_ANYWHERE, **os.environ, **(environ or {}), "PATH": f"{venv}:{os.environ['PATH']}"},
     )
     try:
         output, _ = process.communicate(timeout=timeout_s)

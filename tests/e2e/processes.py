@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import grpc
 
@@ -48,11 +48,12 @@ def eventually(claim: Callable[[], bool], *, within_s: float, what: str) -> floa
     return time.monotonic() - began
 
 
-def _spawn(arguments: list[str]) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+def _spawn(arguments: list[str], stderr: IO[str] | None = None) -> tuple[subprocess.Popen[str], dict[str, Any]]:
     """Start a module of ours and read the one JSON line that says where it serves."""
     process = subprocess.Popen(
         [sys.executable, "-m", *arguments, "--parent-pid", str(os.getpid())],
         stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
     assert process.stdout is not None
@@ -138,11 +139,10 @@ class Answer:
 class RouterProcess(_Process):
     """One router."""
 
-    def __init__(self, *flags: str) -> None:
-        listeners = [
-            part for name in ("--listen", "--admin-listen", "--health-listen") for part in (name, "127.0.0.1:0")
-        ]
-        process, where = _spawn(["tandem_router", "serve", *listeners, "--print-ports", *flags])
+    def __init__(self, *flags: str, stderr: IO[str] | None = None) -> None:
+        names = ("--listen", "--admin-listen", "--health-listen", "--metrics-listen")
+        listeners = [part for name in names for part in (name, "127.0.0.1:0")]
+        process, where = _spawn(["tandem_router", "serve", *listeners, "--print-ports", *flags], stderr)
         super().__init__(process)
         self.where: dict[str, str] = where
         self.engines: dict[str, EngineProcess] = {}

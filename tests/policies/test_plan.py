@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random as stdlib_random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from tests.policies.fleet import fleet, worker
 from tandem_router.errors import Reason
 from tandem_router.model.ids import RankKey
 from tandem_router.model.pairing import HandshakeKind
-from tandem_router.model.request import ServingMode
+from tandem_router.model.request import ConstraintKind, ServingMode
 from tandem_router.model.settings import RuntimeSettings
 from tandem_router.model.spec import WorkerType
 from tandem_router.model.worker import Worker, WorkerStatus
@@ -100,6 +101,30 @@ def test_a_target_worker_decodes_and_its_rank_is_kept() -> None:
     assert made.decode.key == RankKey(workers[1].id, 1, 2)
 
 
+def stated(each: Worker, **spec: Any) -> Worker:
+    return replace(each, spec=replace(each.spec, **spec))
+
+
+def test_a_lower_priority_stands_by_until_no_higher_one_can_take_the_request() -> None:
+    first, standby = stated(worker(1, R), priority=80), worker(2, R)
+    busy = plan(first, standby, load={first.id: 99})
+    gone = plan(replace(first, status=WorkerStatus.NOT_READY), standby)
+    assert isinstance(busy, Plan)
+    assert isinstance(gone, Plan)
+    assert (busy.decode.worker.id, gone.decode.worker.id) == (first.id, standby.id)
+
+
+@pytest.mark.parametrize(("dear_load", "cheap_load", "taken"), [(0, 0, "2"), (0, 1, "2"), (0, 2, "1"), (1, 4, "1")])
+def test_a_worker_of_twice_the_cost_gets_half_the_legs(dear_load: int, cheap_load: int, taken: str) -> None:
+    dear, cheap = stated(worker(1, R), cost=2.0), worker(2, R)
+    # At equal cost either may be taken; a random number near 1 takes the last of the equals, the cheap one.
+    made = PLANNER.plan(
+        QUERY, fleet(dear, cheap), lambda key: dear_load if key.worker_id == dear.id else cheap_load, random=0.999
+    )
+    assert isinstance(made, Plan)
+    assert made.decode.worker.id[-1] == taken
+
+
 def test_a_stated_serving_mode_is_kept() -> None:
     workers = [worker(1, P), worker(2, D), worker(3, R)]
     alone = plan(*workers, query=replace(QUERY, serving_mode=ServingMode.AGGREGATED))
@@ -138,6 +163,11 @@ def test_a_target_prefill_prefills_whatever_its_load() -> None:
         ([worker(1, P)], QUERY, Reason.NO_READY_WORKER),
         ([worker(1, P), worker(2, D, kv_block_size=32)], QUERY, Reason.NO_COMPATIBLE_PAIR),
         ([worker(1, R, supports_seed=False)], replace(QUERY, needs_seed=True), Reason.RUNTIME_CANNOT_SEED),
+        (
+            [worker(1, R), worker(2, P), worker(3, D, constraints=(ConstraintKind.EBNF,))],
+            replace(QUERY, constraint=ConstraintKind.REGEX),
+            Reason.RUNTIME_CANNOT_CONSTRAIN,
+        ),
         ([worker(1, R)], replace(QUERY, target_worker_id=worker(9, R).id), Reason.WORKER_NOT_FOUND),
     ],
 )
@@ -174,3 +204,17 @@ def test_a_plan_names_only_ready_workers_that_fit(data: st.DataObject, random: f
             assert made.prefill.worker.facts is not None
             assert made.decode.worker.facts is not None
             assert made.prefill.worker.facts.kv_block_size == made.decode.worker.facts.kv_block_size
+
+
+def test_a_constraint_goes_to_workers_that_take_it() -> None:
+    regex = (ConstraintKind.REGEX,)
+    made = plan(
+        worker(1, P),
+        worker(2, P, constraints=regex),
+        worker(3, D),
+        worker(4, D, constraints=regex),
+        query=replace(QUERY, constraint=ConstraintKind.REGEX),
+    )
+    assert isinstance(made, Plan)
+    assert made.prefill is not None
+    assert (made.prefill.worker.id, made.decode.worker.id) == (worker(2, P).id, worker(4, D).id)

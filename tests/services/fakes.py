@@ -33,10 +33,20 @@ from tandem_router.model.stream import (
     ServedBy,
     Usage,
 )
-from tandem_router.model.worker import Credentials, CredentialsPatch, Drain, Rank, Worker, WorkerFacts, WorkerStatus
+from tandem_router.model.worker import (
+    Credentials,
+    CredentialsPatch,
+    Drain,
+    Rank,
+    RankLoad,
+    Worker,
+    WorkerFacts,
+    WorkerStatus,
+)
 from tandem_router.offload.health_board import HealthBoard
 from tandem_router.ports import TokenSink
 from tandem_router.runtime.models import ServedModel, served_models
+from tandem_router.runtime.relay import AbortedCall
 from tandem_router.runtime.watch import Watches
 from tandem_router.services.health import HealthServicer
 from tandem_router.services.job import JobServicer
@@ -91,6 +101,10 @@ class FakeRegistry:
             if one.id == worker_id:
                 return one
         raise TandemError(Reason.WORKER_NOT_FOUND, "no such worker", metadata={"worker_id": worker_id})
+
+    async def with_loads(self, workers: Sequence[Worker]) -> tuple[Worker, ...]:
+        loads = RankLoad(running=3, waiting=1, used_tokens=40, max_tokens=100, sampled_at_s=0.0)
+        return tuple(replace(each, ranks=(Rank(0, load=loads),)) for each in workers)
 
     async def list_workers(self) -> tuple[Worker, ...]:
         return tuple(self.workers)
@@ -188,8 +202,10 @@ class FakeCall:
             raise failure.to_error()
 
     def cancel(self, failure: Failure | None = None) -> None:
-        if not self._answer.done():
+        # The write may have told of the client's leaving first; then the answer is there, and is the same.
+        if not self._answer.done() or self._answer.result() is not None:
             self.cancelled.set()
+        if not self._answer.done():
             self._settle(failure or Failure(Reason.REQUEST_CANCELLED, "cancelled"))
         self._task.cancel()
 
@@ -209,8 +225,9 @@ class FakeRelay:
         self.calls.append(FakeCall(self.script, sink))
         return self.calls[-1]
 
-    def abort(self, principal: str, request_id: str) -> bool:
-        return any(request.request_id == request_id for request, _ in self.started)
+    def abort(self, principal: str, request_id: str) -> AbortedCall | None:
+        is_known = any(request.request_id == request_id for request, _ in self.started)
+        return AbortedCall(completion_tokens=3) if is_known else None
 
     async def explain(self, request: GenerateRequest, assumed_prompt_tokens: int | None) -> Explanation:
         self.explained.append((request, assumed_prompt_tokens))

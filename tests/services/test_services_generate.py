@@ -6,13 +6,13 @@ import asyncio
 
 import grpc
 import pytest
-from tests.services.fakes import House
+from tests.services.fakes import House, two_tokens
 from tests.services.test_services_guard import refused
 
 from tandem.v1 import generate_pb2, generate_result_pb2, router_service_pb2, router_service_pb2_grpc
 from tandem_router.errors import Reason, TandemError
 from tandem_router.model.failure import Failure
-from tandem_router.model.stream import OutputChunk
+from tandem_router.model.stream import OutputChunk, QueueStatus
 from tandem_router.ports import TokenSink
 from tandem_router.services.sink import GrpcTokenSink
 
@@ -142,11 +142,41 @@ async def test_traceparent_is_taken_from_metadata(house: House) -> None:
     assert house.relay.started[0][1].traceparent == "00-abc"
 
 
-async def test_abort_of_a_live_request_answers_with_its_id(house: House) -> None:
+async def test_abort_of_a_live_request_answers_with_its_id_and_tokens(house: House) -> None:
     await ask(house, request_id="mine")
     stub = router_service_pb2_grpc.RouterServiceStub(house.public)
     answer = await stub.Abort(router_service_pb2.AbortRequest(request_id="mine"))
-    assert answer.request_id == "mine"
+    assert (answer.request_id, answer.completion_tokens) == ("mine", 3)
+
+
+async def test_caller_is_anonymous_and_listed_metadata_goes_on_without_credentials(house: House) -> None:
+    metadata = (("authorization", "Bearer x"), ("tracestate", "a=1"), ("x-other", "y"))
+    call = router_service_pb2_grpc.RouterServiceStub(house.public).Generate(ASK, metadata=metadata)
+    async for _ in call:
+        pass
+    context = house.relay.started[0][1]
+    assert (context.principal, context.forwarded) == ("anonymous", (("x-request-id", "id-1"), ("tracestate", "a=1")))
+
+
+async def waits_first(sink: TokenSink) -> None:
+    await sink.queued(QueueStatus(2, 3, 0.25))
+    await two_tokens(sink)
+
+
+async def test_queue_status_comes_before_chunks_and_commits_the_call(house: House) -> None:
+    house.relay.script = waits_first
+    call = router_service_pb2_grpc.RouterServiceStub(house.public).Generate(ASK)
+    messages = [message async for message in call]
+    headers = dict(await call.initial_metadata())
+    assert [message.WhichOneof("event") for message in messages] == ["queue", "chunk", "chunk", "finished"]
+    assert [message.request_id for message in messages] == ["id-1", "", "", ""]
+    assert headers["tandem-request-id"] == "id-1"
+
+
+async def test_queue_status_says_position_length_and_time(house: House) -> None:
+    house.relay.script = waits_first
+    queue = (await ask(house))[0].queue
+    assert (queue.position, queue.length, queue.waited.ToMilliseconds()) == (2, 3, 250)
 
 
 async def test_abort_of_an_unknown_request_is_not_found(house: House) -> None:

@@ -72,6 +72,14 @@ async def test_traceparent_travels_as_metadata(worker: ScriptedServer, engine: G
     assert worker.metadata[0]["traceparent"] == "00-a-b-01"
 
 
+async def test_what_is_forwarded_travels_as_metadata_beside_the_worker_s_own(
+    worker: ScriptedServer, engine: GrpcEngine, leg: LegRequest
+) -> None:
+    before = (("x-request-id", "r"), ("tracestate", "a=1"))
+    await drain(engine.generate(replace(leg, traceparent="00-a-b-01", metadata=before), timeout_s=TIMEOUT_S))
+    assert {"x-request-id": "r", "tracestate": "a=1", "traceparent": "00-a-b-01"}.items() <= worker.metadata[0].items()
+
+
 async def test_call_without_timeout_has_no_deadline(
     worker: ScriptedServer, engine: GrpcEngine, leg: LegRequest
 ) -> None:

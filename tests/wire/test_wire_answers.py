@@ -32,7 +32,8 @@ from tandem_router.wire.model import model_pb
 from tandem_router.wire.paging import page
 from tandem_router.wire.pair import pair_pb
 from tandem_router.wire.result import chunk_pb, finished_pb
-from tandem_router.wire.worker import default_sampling_pb, worker_pb
+from tandem_router.wire.sampling import default_sampling_pb
+from tandem_router.wire.worker import worker_pb
 
 FAILURE = Failure(Reason.WORKER_LOST, "It broke.", {"worker_id": "w"})
 

@@ -9,7 +9,7 @@ from google.protobuf import json_format
 
 from tandem.v1 import generate_pb2
 from tandem_router.errors import Reason, TandemError
-from tandem_router.model.request import GenerateRequest, Output, ServingMode
+from tandem_router.model.request import Constraint, ConstraintKind, GenerateRequest, Output, ServingMode
 from tandem_router.wire.generate import generate_of, request_id_of
 
 USER = {"role": "CHAT_ROLE_USER", "content": "hi"}
@@ -36,9 +36,12 @@ ACCEPTED: list[dict[str, Any]] = [
     {"sampling": {"frequency_penalty": -2, "presence_penalty": 2, "repetition_penalty": 0.1}},
     {"sampling": {"stop": ["é" * 128], "stop_token_ids": [0]}},
     {"sampling": {"logit_bias": {"7": -100}}},
-    {"sampling": {"typical_p": 1, "include_stop": False, "spaces_between_special_tokens": True}},
+    {"sampling": {"typical_p": 1, "include_stop": True, "spaces_between_special_tokens": True}},
     {"logprobs": {"output": True, "top": 20}},
     {"priority": 0},
+    {"priority": -100},
+    {"priority": 100},
+    {"queue_updates": "0.1s"},
     {"timeouts": {"total": "0.001s"}},
     {"migration": "MIGRATION_MODE_OFF"},
     {"resume_window": "0s"},
@@ -85,6 +88,16 @@ REFUSED: list[tuple[dict[str, Any], Reason, str]] = [
     ({"sampling": {"stop_token_ids": [1] * 65}}, Reason.INVALID_REQUEST, "sampling.stop_token_ids"),
     ({"sampling": {"logit_bias": {"7": 101}}}, Reason.INVALID_REQUEST, "sampling.logit_bias[7]"),
     ({"logprobs": {"top": 21}}, Reason.INVALID_REQUEST, "logprobs.top"),
+    ({"logprobs": {"prompt_start": 1}}, Reason.INVALID_REQUEST, "logprobs.prompt_start"),
+    (
+        {"token_ids": {"ids": [1, 2]}, "logprobs": {"prompt": True, "prompt_start": 2}},
+        Reason.INVALID_REQUEST,
+        "logprobs.prompt_start",
+    ),
+    ({"constraint": {}}, Reason.INVALID_REQUEST, "constraint"),
+    ({"constraint": {"regex": ""}}, Reason.INVALID_REQUEST, "constraint.regex"),
+    ({"constraint": {"choice": {}}}, Reason.INVALID_REQUEST, "constraint.choice.values"),
+    ({"constraint": {"choice": {"values": [""]}}}, Reason.INVALID_REQUEST, "constraint.choice.values[0]"),
     ({"timeouts": {"first_token": "0s"}}, Reason.INVALID_REQUEST, "timeouts.first_token"),
     ({"timeouts": {"total": "-1s"}}, Reason.INVALID_REQUEST, "timeouts.total"),
     ({"output": 9}, Reason.INVALID_REQUEST, "output"),
@@ -100,24 +113,40 @@ def test_value_outside_its_range_is_refused_by_path(fields: dict[str, Any], reas
     assert (caught.value.reason, caught.value.field) == (reason, path)
 
 
+CONSTRAINTS: list[tuple[dict[str, Any], Constraint]] = [
+    ({"json_schema": "{}"}, Constraint(ConstraintKind.JSON_SCHEMA, "{}")),
+    ({"regex": "a+"}, Constraint(ConstraintKind.REGEX, "a+")),
+    ({"ebnf": "root ::= a"}, Constraint(ConstraintKind.EBNF, "root ::= a")),
+    ({"gbnf": "root ::= a"}, Constraint(ConstraintKind.GBNF, "root ::= a")),
+    ({"structural_tag": "{}"}, Constraint(ConstraintKind.STRUCTURAL_TAG, "{}")),
+    ({"choice": {"values": ["a", "b"]}}, Constraint(ConstraintKind.CHOICE, choices=("a", "b"))),
+]
+
+
+@pytest.mark.parametrize(("fields", "expected"), CONSTRAINTS, ids=str)
+def test_constraint_is_carried_out(fields: dict[str, Any], expected: Constraint) -> None:
+    assert parse(constraint=fields).sampling.constraint == expected
+
+
+def test_logprobs_of_prompt_and_answer_are_carried_out() -> None:
+    request = parse(token_ids={"ids": [1, 2]}, logprobs={"output": True, "prompt": True, "prompt_start": 1, "top": 3})
+    asked = (request.output_logprobs, request.prompt_logprobs, request.prompt_logprobs_start, request.top_logprobs)
+    assert asked == (True, True, 1, 3)
+
+
 NOT_YET: list[tuple[dict[str, Any], str]] = [
     ({"chat": {"messages": [USER | {"name": "x"}]}}, "chat.messages[0].name"),
     ({"chat": {"messages": [USER], "add_generation_prompt": False}}, "chat.add_generation_prompt"),
     ({"chat": {"messages": [USER], "continue_final_message": True}}, "chat.add_generation_prompt"),
     ({"chat": {"messages": [USER], "template_arguments": {"a": 1}}}, "chat.template_arguments"),
-    ({"constraint": {"regex": "a"}}, "constraint"),
-    ({"priority": 5}, "priority"),
     ({"session_key": "x"}, "session_key"),
     ({"adapters": [{"name": "a"}]}, "adapters"),
     ({"cache": {"read": False}}, "cache"),
     ({"cache": {"salt": "x"}}, "cache"),
-    ({"queue_updates": "1s"}, "queue_updates"),
     ({"resume_window": "1s"}, "resume_window"),
     ({"migration": "MIGRATION_MODE_EXACT"}, "migration"),
     ({"migration": "MIGRATION_MODE_CONTINUE"}, "migration"),
-    ({"logprobs": {"prompt": True}}, "logprobs.prompt"),
     ({"sampling": {"typical_p": 0.5}}, "sampling.typical_p"),
-    ({"sampling": {"include_stop": True}}, "sampling.include_stop"),
     ({"sampling": {"spaces_between_special_tokens": False}}, "sampling.spaces_between_special_tokens"),
     ({"sampling": {"banned_token_ids": [1]}}, "sampling.banned_token_ids"),
 ]

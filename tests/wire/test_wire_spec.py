@@ -41,6 +41,7 @@ cards = st.builds(
     id2label=st.dictionaries(st.integers(0, 9), names, max_size=2),
     num_labels=st.none() | st.integers(0, 5),
     vocab_size=counts,
+    default_sampling=st.sampled_from([{}, {"temperature": 0.5, "top_k": 20.0}, {"top_p": 0.5, "temperature": 0.0}]),
     metadata=st.dictionaries(names, names | st.booleans() | st.none(), max_size=2),
 )
 specs = st.builds(
@@ -199,12 +200,26 @@ def test_tls_material_is_refused_until_it_is_used() -> None:
         credentials_of(worker_spec_pb2.WorkerCredentials(tls_ca_pem=b"x"))
 
 
+BAD_DEFAULTS: list[tuple[dict[str, object], str]] = [
+    ({"temperature": -1}, "spec.models[0].default_sampling.temperature"),
+    ({"seed": 7}, "spec.models[0].default_sampling.seed"),
+    ({"stop": ["x"]}, "spec.models[0].default_sampling.stop"),
+]
+
+
+@pytest.mark.parametrize(("defaults", "path"), BAD_DEFAULTS, ids=str)
+def test_a_models_default_that_is_none_is_refused_by_path(defaults: dict[str, object], path: str) -> None:
+    message = json_format.ParseDict(
+        {"url": "grpc://h:1", "models": [{"id": "m", "default_sampling": defaults}]}, worker_spec_pb2.WorkerSpec()
+    )
+    with pytest.raises(TandemError) as caught:
+        spec_of(message)
+    assert (caught.value.reason, caught.value.field) == (Reason.INVALID_REQUEST, path)
+
+
 IDLE: list[tuple[WorkerSpec, str]] = [
-    (WorkerSpec("grpc://h:1", priority=51), "spec.priority"),
-    (WorkerSpec("grpc://h:1", cost=2.0), "spec.cost"),
     (WorkerSpec("grpc://h:1", resilience=ResilienceOverrides(max_attempts=1)), "spec.resilience"),
     (WorkerSpec("grpc://h:1", overload=OverloadOverrides(token_usage=0.5)), "spec.overload"),
-    (WorkerSpec("grpc://h:1", load_monitor_interval_s=1.0), "spec.load_monitor_interval"),
     (WorkerSpec("grpc://h:1", models=(ModelCard("m", chat_template="x"),)), "spec.models[0].chat_template"),
 ]
 
@@ -216,6 +231,6 @@ def test_field_that_nobody_reads_yet_is_refused_by_path(spec: WorkerSpec, path: 
     assert (caught.value.reason, caught.value.field) == (Reason.FEATURE_NOT_IMPLEMENTED, path)
 
 
-@pytest.mark.parametrize("spec", [WorkerSpec("grpc://h:1"), WorkerSpec("grpc://h:1", priority=50, cost=1.0)])
+@pytest.mark.parametrize("spec", [WorkerSpec("grpc://h:1"), WorkerSpec("grpc://h:1", priority=80, cost=2.0)])
 def test_default_of_a_field_that_nobody_reads_yet_is_accepted(spec: WorkerSpec) -> None:
     refuse_what_is_not_carried_out(spec)

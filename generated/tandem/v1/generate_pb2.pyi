@@ -218,7 +218,10 @@ Global___Timeouts: _TypeAlias = Timeouts  # noqa: Y015
 
 @_typing.final
 class GenerateRequest(_message.Message):
-    """One request for an answer. Only input and (with more than one model served) model are required."""
+    """One request for an answer. Only input and (with more than one model served) model are required. Fields that this
+    schema does not have are ignored, as protobuf has it, and reach no worker: there is none for a bootstrap room, which
+    only the router makes.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -339,7 +342,7 @@ class GenerateRequest(_message.Message):
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free text for logs and traces; not sent to workers. At most 16 entries; keys of 1 to 64, values of at most 512
-        characters.
+        characters. A key "bootstrap_room" is refused with INVALID_ARGUMENT `CLIENT_SUPPLIED_ROOM`.
         """
 
     def __init__(

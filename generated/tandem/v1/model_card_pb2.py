@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from tandem.v1 import sampling_pb2 as tandem_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atandem/v1/model_card.proto\x12\ttandem.v1\x1a\x1cgoogle/protobuf/struct.proto\"\xa0\x04\n\tModelCard\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0f\n\x07\x61liases\x18\x03 \x03(\t\x12\x30\n\x0c\x63\x61pabilities\x18\x04 \x03(\x0e\x32\x1a.tandem.v1.ModelCapability\x12\x15\n\rhf_model_type\x18\x05 \x01(\t\x12\x15\n\rarchitectures\x18\x06 \x03(\t\x12\x10\n\x08provider\x18\x07 \x01(\t\x12\x1b\n\x0e\x63ontext_length\x18\x08 \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0etokenizer_path\x18\t \x01(\t\x12\x15\n\rchat_template\x18\n \x01(\t\x12\x18\n\x10reasoning_parser\x18\x0b \x01(\t\x12\x13\n\x0btool_parser\x18\x0c \x01(\t\x12\x34\n\x08id2label\x18\r \x03(\x0b\x32\".tandem.v1.ModelCard.Id2labelEntry\x12\x17\n\nnum_labels\x18\x0e \x01(\rH\x01\x88\x01\x01\x12\x17\n\nvocab_size\x18\x0f \x01(\rH\x02\x88\x01\x01\x12)\n\x08metadata\x18\x10 \x01(\x0b\x32\x17.google.protobuf.Struct\x1a/\n\rId2labelEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x11\n\x0f_context_lengthB\r\n\x0b_num_labelsB\r\n\x0b_vocab_size*\xaa\x03\n\x0fModelCapability\x12 \n\x1cMODEL_CAPABILITY_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_CAPABILITY_CHAT\x10\x01\x12 \n\x1cMODEL_CAPABILITY_COMPLETIONS\x10\x02\x12\x1e\n\x1aMODEL_CAPABILITY_RESPONSES\x10\x03\x12\x1f\n\x1bMODEL_CAPABILITY_EMBEDDINGS\x10\x04\x12\x1b\n\x17MODEL_CAPABILITY_RERANK\x10\x05\x12\x1d\n\x19MODEL_CAPABILITY_GENERATE\x10\x06\x12\x1b\n\x17MODEL_CAPABILITY_VISION\x10\x07\x12\x1a\n\x16MODEL_CAPABILITY_TOOLS\x10\x08\x12\x1e\n\x1aMODEL_CAPABILITY_REASONING\x10\t\x12%\n!MODEL_CAPABILITY_IMAGE_GENERATION\x10\n\x12\x1a\n\x16MODEL_CAPABILITY_AUDIO\x10\x0b\x12\x1f\n\x1bMODEL_CAPABILITY_MODERATION\x10\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atandem/v1/model_card.proto\x12\ttandem.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x18tandem/v1/sampling.proto\"\xd5\x04\n\tModelCard\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0f\n\x07\x61liases\x18\x03 \x03(\t\x12\x30\n\x0c\x63\x61pabilities\x18\x04 \x03(\x0e\x32\x1a.tandem.v1.ModelCapability\x12\x15\n\rhf_model_type\x18\x05 \x01(\t\x12\x15\n\rarchitectures\x18\x06 \x03(\t\x12\x10\n\x08provider\x18\x07 \x01(\t\x12\x1b\n\x0e\x63ontext_length\x18\x08 \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0etokenizer_path\x18\t \x01(\t\x12\x15\n\rchat_template\x18\n \x01(\t\x12\x18\n\x10reasoning_parser\x18\x0b \x01(\t\x12\x13\n\x0btool_parser\x18\x0c \x01(\t\x12\x34\n\x08id2label\x18\r \x03(\x0b\x32\".tandem.v1.ModelCard.Id2labelEntry\x12\x17\n\nnum_labels\x18\x0e \x01(\rH\x01\x88\x01\x01\x12\x17\n\nvocab_size\x18\x0f \x01(\rH\x02\x88\x01\x01\x12)\n\x08metadata\x18\x10 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x33\n\x10\x64\x65\x66\x61ult_sampling\x18\x11 \x01(\x0b\x32\x19.tandem.v1.SamplingParams\x1a/\n\rId2labelEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x11\n\x0f_context_lengthB\r\n\x0b_num_labelsB\r\n\x0b_vocab_size*\xaa\x03\n\x0fModelCapability\x12 \n\x1cMODEL_CAPABILITY_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_CAPABILITY_CHAT\x10\x01\x12 \n\x1cMODEL_CAPABILITY_COMPLETIONS\x10\x02\x12\x1e\n\x1aMODEL_CAPABILITY_RESPONSES\x10\x03\x12\x1f\n\x1bMODEL_CAPABILITY_EMBEDDINGS\x10\x04\x12\x1b\n\x17MODEL_CAPABILITY_RERANK\x10\x05\x12\x1d\n\x19MODEL_CAPABILITY_GENERATE\x10\x06\x12\x1b\n\x17MODEL_CAPABILITY_VISION\x10\x07\x12\x1a\n\x16MODEL_CAPABILITY_TOOLS\x10\x08\x12\x1e\n\x1aMODEL_CAPABILITY_REASONING\x10\t\x12%\n!MODEL_CAPABILITY_IMAGE_GENERATION\x10\n\x12\x1a\n\x16MODEL_CAPABILITY_AUDIO\x10\x0b\x12\x1f\n\x1bMODEL_CAPABILITY_MODERATION\x10\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,10 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELCARD_ID2LABELENTRY']._loaded_options = None
   _globals['_MODELCARD_ID2LABELENTRY']._serialized_options = b'8\001'
-  _globals['_MODELCAPABILITY']._serialized_start=619
-  _globals['_MODELCAPABILITY']._serialized_end=1045
-  _globals['_MODELCARD']._serialized_start=72
-  _globals['_MODELCARD']._serialized_end=616
-  _globals['_MODELCARD_ID2LABELENTRY']._serialized_start=520
-  _globals['_MODELCARD_ID2LABELENTRY']._serialized_end=567
+  _globals['_MODELCAPABILITY']._serialized_start=698
+  _globals['_MODELCAPABILITY']._serialized_end=1124
+  _globals['_MODELCARD']._serialized_start=98
+  _globals['_MODELCARD']._serialized_end=695
+  _globals['_MODELCARD_ID2LABELENTRY']._serialized_start=599
+  _globals['_MODELCARD_ID2LABELENTRY']._serialized_end=646
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from tandem.v1 import sampling_pb2 as _sampling_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -126,6 +127,7 @@ class ModelCard(_message.Message):
     NUM_LABELS_FIELD_NUMBER: _builtins.int
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    DEFAULT_SAMPLING_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The name requests use. Required, 1 to 256 characters; unique on its worker, aliases included."""
     display_name: _builtins.str
@@ -170,6 +172,12 @@ class ModelCard(_message.Message):
     def metadata(self) -> _struct_pb2.Struct:
         """Free facts for people and tools; the router does not read them. At most 16 KiB as JSON."""
 
+    @_builtins.property
+    def default_sampling(self) -> _sampling_pb2.SamplingParams:
+        """Sampling of requests that state none, over the server's default_sampling and under what the worker publishes. Only
+        temperature, top_p, top_k, min_p and the three penalties may be set.
+        """
+
     def __init__(
         self,
         *,
@@ -189,10 +197,11 @@ class ModelCard(_message.Message):
         num_labels: _builtins.int | None = ...,
         vocab_size: _builtins.int | None = ...,
         metadata: _struct_pb2.Struct | None = ...,
+        default_sampling: _sampling_pb2.SamplingParams | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "_num_labels", b"_num_labels", "_vocab_size", b"_vocab_size", "context_length", b"context_length", "metadata", b"metadata", "num_labels", b"num_labels", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "_num_labels", b"_num_labels", "_vocab_size", b"_vocab_size", "context_length", b"context_length", "default_sampling", b"default_sampling", "metadata", b"metadata", "num_labels", b"num_labels", "vocab_size", b"vocab_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "_num_labels", b"_num_labels", "_vocab_size", b"_vocab_size", "aliases", b"aliases", "architectures", b"architectures", "capabilities", b"capabilities", "chat_template", b"chat_template", "context_length", b"context_length", "display_name", b"display_name", "hf_model_type", b"hf_model_type", "id", b"id", "id2label", b"id2label", "metadata", b"metadata", "num_labels", b"num_labels", "provider", b"provider", "reasoning_parser", b"reasoning_parser", "tokenizer_path", b"tokenizer_path", "tool_parser", b"tool_parser", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "_num_labels", b"_num_labels", "_vocab_size", b"_vocab_size", "aliases", b"aliases", "architectures", b"architectures", "capabilities", b"capabilities", "chat_template", b"chat_template", "context_length", b"context_length", "default_sampling", b"default_sampling", "display_name", b"display_name", "hf_model_type", b"hf_model_type", "id", b"id", "id2label", b"id2label", "metadata", b"metadata", "num_labels", b"num_labels", "provider", b"provider", "reasoning_parser", b"reasoning_parser", "tokenizer_path", b"tokenizer_path", "tool_parser", b"tool_parser", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__context_length: _TypeAlias = _typing.Literal["context_length"]  # noqa: Y015
     _WhichOneofArgType__context_length: _TypeAlias = _typing.Literal["_context_length", b"_context_length"]  # noqa: Y015

@@ -136,9 +136,12 @@ class RouterServiceServicer:
         again.
         Errors, besides those of every rpc with a model that a worker answers:
         INVALID_ARGUMENT `EMPTY_PROMPT`, `PROMPT_TOO_LONG`, `TOKEN_OUT_OF_VOCABULARY`: fix the prompt.
+        INVALID_ARGUMENT `CLIENT_SUPPLIED_ROOM`: leave the room out.
         NOT_FOUND `WORKER_NOT_FOUND`: target_worker or target_prefill_worker is not known.
         ALREADY_EXISTS `REQUEST_ID_IN_USE`: resume that request, or take a fresh id.
         FAILED_PRECONDITION `RUNTIME_CANNOT_SEED`: leave the seed out, or use temperature 0.
+        FAILED_PRECONDITION `RUNTIME_CANNOT_CONSTRAIN`: use another kind of constraint, or none.
+        FAILED_PRECONDITION `RUNTIME_CANNOT_RETURN_PROMPT_LOGPROBS`: leave logprobs.prompt out.
         FAILED_PRECONDITION `RUNTIME_CANNOT_RETURN_CONTEXT_PARAMS`: these workers can not be a pair; ask for aggregated.
         FAILED_PRECONDITION `TOKENIZER_UNAVAILABLE`: send token_ids and ask for output TOKENS.
         RESOURCE_EXHAUSTED `SLOW_CLIENT`: the client reads too slowly; read faster.

@@ -20,9 +20,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class SamplingParams(_message.Message):
-    """How tokens are drawn. An absent field takes the first value found in: the logical model's default, the worker's
-    published default, the default given here. 0 is a value everywhere. A field that the chosen runtime can not honour is
-    refused, never dropped.
+    """How tokens are drawn. An absent field takes the first value found in: the worker's published default, the model
+    card's default_sampling, the server's default_sampling, the default given here. 0 is a value everywhere. A field that
+    the chosen runtime can not honour is refused, never dropped.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -100,11 +100,14 @@ class SamplingParams(_message.Message):
     spaces_between_special_tokens: _builtins.bool
     """Put a space between special tokens in the text. Default true."""
     include_stop: _builtins.bool
-    """Keep the matched stop text or token in the output. Default false."""
+    """Keep the matched stop text, or the matched stop token's text, in the text. Token ids hold the stopping tokens
+    either way. Default false.
+    """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Texts that end a choice. At most 16, each 1 to 256 bytes. They are not part of the output unless include_stop is
-        set.
+        """Texts that end a choice where they end first, of two that end together the longer, wherever the borders of tokens
+        lie. At most 16, each 1 to 256 bytes. They are not part of the text unless include_stop is set. With
+        OUTPUT_MODE_TOKENS and no tokenizer in the router, finding them is left to the engine.
         """
 
     @_builtins.property

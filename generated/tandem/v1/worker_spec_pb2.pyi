@@ -218,9 +218,13 @@ class WorkerSpec(_message.Message):
     provider: _builtins.str
     """For RUNTIME_TYPE_EXTERNAL: openai, xai, anthropic, gemini or a name of your own. Absent: none."""
     priority: _builtins.int
-    """Preference among workers; higher is preferred. Default 50; 0 to 1000."""
+    """Preference among workers: one of a lower priority stands by until none of a higher one can take the request.
+    Default 50; 0 to 1000.
+    """
     cost: _builtins.float
-    """Cost factor of a request here. Default 1.0; finite and above 0."""
+    """What a request here weighs against one elsewhere: a worker of cost 2 gets half the requests of one of cost 1.
+    Default 1.0; finite and above 0.
+    """
     bootstrap_port: _builtins.int
     """Port of the prefill bootstrap server, 1 to 65535. Default: what the worker reports, else 8998."""
     bootstrap_host: _builtins.str
@@ -286,7 +290,9 @@ class WorkerSpec(_message.Message):
 
     @_builtins.property
     def load_monitor_interval(self) -> _duration_pb2.Duration:
-        """Time between two readings of the worker's load, at least 100 ms. Default 10 s."""
+        """Shortest time between two readings of the worker's load, which is read when somebody asks for it; at least 100 ms.
+        Default 1 s.
+        """
 
     def __init__(
         self,

@@ -65,6 +65,7 @@ def server_info(station: Station) -> pb.GetServerInfoResponse:
         "page_size": settings.page_size,
         "kv_cache_dtype": "float32",
         "dtype": "float32",
+        "grammar_backend": "none",
         # Not SGLang's: what this engine declares to routers that know to ask.
         "sampling_seed_in_custom_params": True,
         "position_keyed_sampling": True,

@@ -28,7 +28,7 @@ class Children:
 
     def start_router(self) -> dict[str, str]:
         """A router on free loopback ports; returns its addresses."""
-        ports = [f"--{name}=127.0.0.1:0" for name in ("listen", "admin-listen", "health-listen")]
+        ports = [f"--{name}=127.0.0.1:0" for name in ("listen", "admin-listen", "health-listen", "metrics-listen")]
         # Its log would interleave with the demo's own lines; errors still come.
         return self._ready(self._spawn(["tandem_router", "serve", "--print-ports", "--quiet", *ports]))
 

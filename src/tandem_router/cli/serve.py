@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,7 @@ def serve(
     listen: Annotated[str | None, typer.Option(help="host:port for clients; port 0 is any.")] = None,
     admin_listen: Annotated[str | None, typer.Option(help="host:port for operators.")] = None,
     health_listen: Annotated[str | None, typer.Option(help="host:port for health probes.")] = None,
+    metrics_listen: Annotated[str | None, typer.Option(help="host:port for Prometheus.")] = None,
     config: Annotated[Path | None, typer.Option(envvar="TANDEM_CONFIG", help="TOML file of settings.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting.")] = None,
     show_settings: Annotated[bool, typer.Option(help="Print every setting and its source, and end.")] = False,
@@ -38,7 +40,13 @@ def serve(
 ) -> None:
     """Run the router until SIGTERM or SIGINT; the first lets running requests end, the second ends them."""
     try:
-        resolved = _resolve(listen, admin_listen, health_listen, set_ or [], config)
+        listeners = {
+            "listen": listen,
+            "admin_listen": admin_listen,
+            "health_listen": health_listen,
+            "metrics_listen": metrics_listen,
+        }
+        resolved = _resolve(listeners, set_ or [], config)
         if show_settings:
             print(_settings_table(resolved))
             return
@@ -53,10 +61,7 @@ def serve(
         raise typer.Exit(FAILED) from None
 
 
-def _resolve(
-    listen: str | None, admin_listen: str | None, health_listen: str | None, pairs: list[str], config: Path | None
-) -> Resolved:
-    flags = {"listen": listen, "admin_listen": admin_listen, "health_listen": health_listen}
+def _resolve(flags: Mapping[str, str | None], pairs: list[str], config: Path | None) -> Resolved:
     stated = {key: value for key, value in flags.items() if value is not None}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -97,7 +102,8 @@ async def _run(settings: ServerSettings, *, print_ports: bool, parent_pid: int |
             print(json.dumps({**asdict(addresses), "pid": os.getpid()}), flush=True)
         else:
             print(f"clients    {addresses.listen}", f"operators  {addresses.admin_listen}", sep="\n")
-            print(f"health     {addresses.health_listen}", flush=True)
+            print(f"health     {addresses.health_listen}")
+            print(f"metrics    {addresses.metrics_listen}", flush=True)
         await _first(orphaned, asyncio.create_task(asked.wait()))
         if not orphaned.done():
             drain = asyncio.create_task(server.drain(), name="drain")

@@ -39,6 +39,8 @@ class PairInput(enum.StrEnum):
     """The decode request failed and the transport proves that it never left."""
     DECODE_REPLACED = "DECODE_REPLACED"
     """Another decode worker has been reserved after REPLACE_DECODE."""
+    DECODE_ENOUGH = "DECODE_ENOUGH"
+    """The client has all that it gets (a stop text was found here), whatever the engine still makes."""
     CANCEL = "CANCEL"
     """The client left, a deadline passed, or an operator aborted."""
     PREFILL_GRACE_OVER = "PREFILL_GRACE_OVER"
@@ -163,6 +165,8 @@ class PairMachine:
                 return self._decode_unsent(_required(failure))
             case PairInput.DECODE_REPLACED:
                 return self._decode_replaced()
+            case PairInput.DECODE_ENOUGH:
+                return self._decode_enough()
             case PairInput.CANCEL:
                 return self._end(_required(failure))
             case PairInput.PREFILL_GRACE_OVER:
@@ -224,6 +228,13 @@ class PairMachine:
         # Prefill's own end may still be on its way: drain it for a while rather than abort what has succeeded.
         return todo + self._move(_PREFILL, LegInput.ABORT_DEFERRED)
 
+    def _decode_enough(self) -> list[Directive]:
+        if self.is_ended or not self.is_committed:
+            return []  # what is enough came from an item, so the pair is committed
+        self.is_ended = True
+        todo = [*self._move(_DECODE, self._decode_abort), Directive(Do.FINISH)]
+        return todo + self._move(_PREFILL, LegInput.ABORT_DEFERRED)
+
     def _decode_broken(self, failure: Failure) -> list[Directive]:
         was_open = self.decode in leg.OPEN_STATES
         todo = self._move(_DECODE, LegInput.BROKEN)
@@ -255,12 +266,17 @@ class PairMachine:
         self.failure = failure
         is_handoff = self.kind is HandshakeKind.HANDOFF
         todo = self._move(_PREFILL, LegInput.ABORT_AND_DRAIN if is_handoff else LegInput.ABORT)
-        defer = self.abort_in_transfer is AbortInTransfer.DEFER and self.kind is not HandshakeKind.AGGREGATE
-        todo += self._move(_DECODE, LegInput.ABORT_DEFERRED if defer else LegInput.ABORT)
+        todo += self._move(_DECODE, self._decode_abort)
         if self._has_handle:
             todo.append(Directive(Do.RELEASE_HANDLE))
             self._has_handle = False
         return [*todo, Directive(Do.FAIL, failure=failure)]
+
+    @property
+    def _decode_abort(self) -> LegInput:
+        """How decode may be stopped while its pages are perhaps on their way."""
+        is_deferred = self.abort_in_transfer is AbortInTransfer.DEFER and self.kind is not HandshakeKind.AGGREGATE
+        return LegInput.ABORT_DEFERRED if is_deferred else LegInput.ABORT
 
     def _send(self, role: LegRole) -> list[Directive]:
         if role is _DECODE:

@@ -21,6 +21,7 @@ __all__ = [
     "RequestAccepted",
     "RequestFailed",
     "RequestFinished",
+    "RequestRefused",
 ]
 
 
@@ -30,6 +31,21 @@ class RequestAccepted:
 
     request_id: str
     model: str
+    """As the client wrote it: an alias, or empty where one model is served."""
+    principal: str = ""
+    traceparent: str | None = None
+    """W3C, as the client sent it; not checked."""
+    is_chat: bool = False
+    """Messages, not text or tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRefused:
+    """A client call was turned away at the door; no other event names it."""
+
+    request_id: str
+    model: str
+    failure: Failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +95,8 @@ class LegClosed:
     leg_id: str
     role: LegRole
     state: LegState
+    failure: Failure | None = None
+    """Why the attempt is over, where it is and failed."""
 
 
 @dataclass(frozen=True, slots=True)

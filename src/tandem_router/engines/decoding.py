@@ -56,7 +56,16 @@ class _Choice:
 class StreamDecoder:
     """`ItemDecoder` for a protocol whose responses are `oneof {chunk, complete}`."""
 
-    __slots__ = ("_choices", "_counts", "_ended_early", "_leg", "_local_stops", "_open", "_transfer_params")
+    __slots__ = (
+        "_choices",
+        "_counts",
+        "_ended_early",
+        "_has_prompt_logprobs",
+        "_leg",
+        "_local_stops",
+        "_open",
+        "_transfer_params",
+    )
 
     def __init__(
         self,
@@ -78,6 +87,8 @@ class StreamDecoder:
         self._counts = counts
         self._transfer_params = has_transfer_params
         self._ended_early = False
+        self._has_prompt_logprobs = not leg.prompt_logprobs
+        """They have come, or nobody wants them."""
         sampling = leg.sampling
         self._local_stops = frozenset(sampling.stop_token_ids if ends_local_stops and sampling.ignore_eos else ())
 
@@ -113,8 +124,9 @@ class StreamDecoder:
                 return None
             raise _protocol_error(f"choice {chunk.index} got a chunk after its end")
         ids = tuple(chunk.token_ids)
+        prompt = self._prompt_logprobs(chunk)
         if not ids:
-            return None
+            return EngineChunk(chunk.index, (), prompt_logprobs=prompt) if prompt else None
         choice.delivered += len(ids)
         choice.last_ids = ids
         if self._counts is Counts.RUNNING and chunk.completion_tokens not in (0, choice.delivered):
@@ -123,11 +135,23 @@ class StreamDecoder:
             )
         logprobs = _logprobs(chunk.output_logprobs, len(ids)) if self._leg.output_logprobs else ()
         if self._local_stops and not self._local_stops.isdisjoint(ids):
-            return self._end_here(chunk, choice, ids, logprobs)
-        return EngineChunk(chunk.index, ids, chunk.prompt_tokens, chunk.cached_tokens, logprobs)
+            return self._end_here(chunk, choice, ids, logprobs, prompt)
+        return EngineChunk(chunk.index, ids, chunk.prompt_tokens, chunk.cached_tokens, logprobs, prompt)
+
+    def _prompt_logprobs(self, message: Any) -> tuple[TokenLogprob, ...]:
+        """The prompt's, where they are wanted and in this message: once, with choice 0."""
+        if self._has_prompt_logprobs or message.index or not message.HasField("input_logprobs"):
+            return ()
+        self._has_prompt_logprobs = True
+        return _input_logprobs(message.input_logprobs)
 
     def _end_here(
-        self, chunk: Any, choice: _Choice, ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...]
+        self,
+        chunk: Any,
+        choice: _Choice,
+        ids: tuple[int, ...],
+        logprobs: tuple[TokenLogprob, ...],
+        prompt_logprobs: tuple[TokenLogprob, ...],
     ) -> EngineEnd:
         """End a choice at its first stop token, which stays part of the output as it does with every engine."""
         at = next(position for position, token in enumerate(ids) if token in self._local_stops)
@@ -143,6 +167,7 @@ class StreamDecoder:
             cached_tokens=chunk.cached_tokens,
             matched_stop=ids[at],
             logprobs=logprobs[: at + 1],
+            prompt_logprobs=prompt_logprobs,
         )
 
     def _complete(self, complete: Any) -> EngineItem | None:
@@ -170,6 +195,7 @@ class StreamDecoder:
             matched_stop=_matched_stop(complete),
             transfer_params=params,
             logprobs=_logprobs(complete.output_logprobs, len(ids)) if self._leg.output_logprobs else (),
+            prompt_logprobs=self._prompt_logprobs(complete),
         )
 
     def _undelivered(self, choice: _Choice, complete: Any) -> tuple[int, ...]:
@@ -235,4 +261,17 @@ def _logprobs(proto: Any, count: int) -> tuple[TokenLogprob, ...]:
     return tuple(
         TokenLogprob(token_id, value, () if top is None else tuple(zip(top.token_ids, top.values, strict=False)))
         for token_id, value, top in zip(ids, values, tops, strict=False)
+    )
+
+
+def _input_logprobs(proto: Any) -> tuple[TokenLogprob, ...]:
+    """One row per prompt token; the first has no value."""
+    tops = proto.top_logprobs or [None] * len(proto.token_ids)
+    return tuple(
+        TokenLogprob(
+            token_id,
+            value.value if value.HasField("value") else None,
+            () if top is None else tuple(zip(top.token_ids, top.values, strict=False)),
+        )
+        for token_id, value, top in zip(proto.token_ids, proto.token_logprobs, tops, strict=False)
     )

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 
 from tandem_router.errors import Code, Reason, TandemError
 from tandem_router.model.failure import EngineFailure
-from tandem_router.model.request import LegRequest
+from tandem_router.model.request import Constraint, ConstraintKind, LegRequest
 
 __all__ = [
     "INT32_MAX",
+    "constraint_field",
     "default_sampling",
     "effective",
     "engine_status_failure",
@@ -30,6 +31,15 @@ def refuse_empty_prompt(leg: LegRequest) -> None:
 def refuse_broken_leg(leg: LegRequest, why: str) -> TandemError:
     """The error for a leg that would kill the engine; to be raised, since only a fault of ours builds one."""
     return TandemError(Reason.INTERNAL_ERROR, f"leg {leg.leg_id} ({leg.kind} {leg.role}) was not sent: {why}")
+
+
+def constraint_field(constraint: Constraint, fields: Mapping[ConstraintKind, str], engine: str) -> str:
+    """The field of an engine's message that holds a constraint; raises RUNTIME_CANNOT_CONSTRAIN where it has none."""
+    name = fields.get(constraint.kind)
+    if name is None:
+        sentence = f"{engine}'s protocol has no field for a constraint of kind {constraint.kind}"
+        raise TandemError(Reason.RUNTIME_CANNOT_CONSTRAIN, sentence, field="constraint")
+    return name
 
 
 def default_sampling(text: str) -> Mapping[str, float]:

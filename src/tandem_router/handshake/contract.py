@@ -46,4 +46,5 @@ def prefill_sampling(sampling: Sampling) -> Sampling:
         stop=(),
         stop_token_ids=(),
         ignore_eos=True,
+        constraint=None,
     )

@@ -35,13 +35,14 @@ class RelayedHandshake:
             is_streaming=False,
             sampling=prefill_sampling(leg.sampling),
             output_logprobs=False,
-            top_logprobs=0,
+            top_logprobs=leg.top_logprobs if leg.prompt_logprobs else 0,
         )
 
     def decode_leg(
         self, leg: LegRequest, *, prefill: Worker, decode: Worker, room: int | None, transfer_params: str | None
     ) -> LegRequest:
-        """The request as the client sent it, with the parameters verbatim."""
+        """The request as the client sent it, with the parameters verbatim; the prompt's logprobs are prefill's."""
         if transfer_params is None:
             raise ValueError("a handoff's decode leg needs the parameters that prefill returned")
-        return replace(leg, role=LegRole.DECODE, handoff=TransferParams(transfer_params))
+        handoff = TransferParams(transfer_params)
+        return replace(leg, role=LegRole.DECODE, handoff=handoff, prompt_logprobs=False)

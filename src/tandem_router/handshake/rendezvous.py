@@ -29,8 +29,8 @@ class RendezvousHandshake:
     def decode_leg(
         self, leg: LegRequest, *, prefill: Worker, decode: Worker, room: int | None, transfer_params: str | None
     ) -> LegRequest:
-        """The same prompt at the same room."""
-        return replace(leg, role=LegRole.DECODE, handoff=_meeting(prefill, room))
+        """The same prompt at the same room; the prompt's logprobs are prefill's."""
+        return replace(leg, role=LegRole.DECODE, handoff=_meeting(prefill, room), prompt_logprobs=False)
 
 
 def _meeting(prefill: Worker, room: int | None) -> Rendezvous:

@@ -11,6 +11,8 @@ from tandem_router.model.pairing import HandshakeKind, KvHandoff, LegRole
 
 __all__ = [
     "ChatMessage",
+    "Constraint",
+    "ConstraintKind",
     "GenerateRequest",
     "LegRequest",
     "Output",
@@ -30,6 +32,30 @@ class RequestContext:
     deadline_s: float | None = None
     """Monotonic clock of the router; None = the caller set none."""
     traceparent: str | None = None
+    forwarded: tuple[tuple[str, str], ...] = ()
+    """Of the call's metadata, what the allow-list lets through to workers, traceparent excepted."""
+
+
+class ConstraintKind(enum.StrEnum):
+    """A way of saying what form an answer must have."""
+
+    JSON_SCHEMA = "JSON_SCHEMA"
+    REGEX = "REGEX"
+    EBNF = "EBNF"
+    GBNF = "GBNF"
+    STRUCTURAL_TAG = "STRUCTURAL_TAG"
+    CHOICE = "CHOICE"
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A form that an answer must have; its syntax is the engine's affair."""
+
+    kind: ConstraintKind
+    text: str = ""
+    """Of every kind but CHOICE."""
+    choices: tuple[str, ...] = ()
+    """Of CHOICE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +77,10 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    include_stop: bool = False
+    """Whether the text keeps the stop string, or the text of the stop token, that ended it."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    constraint: Constraint | None = None
 
 
 class Output(enum.StrEnum):
@@ -100,8 +129,14 @@ class GenerateRequest:
     output: Output = Output.BOTH
     timeouts: Timeouts = Timeouts()
     output_logprobs: bool = False
+    prompt_logprobs: bool = False
+    prompt_logprobs_start: int = 0
+    """First prompt position whose log probability is returned."""
     top_logprobs: int = 0
     priority: int = 0
+    """Order in the queue, -100 to 100; higher goes first."""
+    queue_updates_s: float | None = None
+    """Between two messages to a client that waits in the queue; None sends none."""
     session_key: str | None = None
     target_worker_id: WorkerId | None = None
     target_dp_rank: int | None = None
@@ -126,6 +161,9 @@ class LegRequest:
     dp_rank: int | None = None
     """None = the engine has one rank; 0 is sent with presence."""
     output_logprobs: bool = False
+    prompt_logprobs: bool = False
     top_logprobs: int = 0
     is_streaming: bool = True
     traceparent: str | None = None
+    metadata: tuple[tuple[str, str], ...] = ()
+    """More metadata of the call to the engine; never credentials."""

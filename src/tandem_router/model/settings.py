@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["HealthSettings", "JobSettings", "RetrySettings", "RoomSettings", "RuntimeSettings", "WatchSettings"]
+__all__ = [
+    "HealthSettings",
+    "JobSettings",
+    "LoadSettings",
+    "RetrySettings",
+    "RoomSettings",
+    "RuntimeSettings",
+    "WatchSettings",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,18 @@ class JobSettings:
     connect_backoff_max_s: float = 10.0
     drain_timeout_s: float = 5.0
     """Of a delete without a timeout of its own, of a worker without health.drain_settle (SMG's default)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSettings:
+    """Reading the load of engines when somebody asks for it."""
+
+    interval_s: float = 1.0
+    """Shortest time between two readings of one worker; `WorkerSpec.load_monitor_interval` overrides."""
+    timeout_s: float = 1.0
+    """Of one reading; a worker that does not answer by then shows no load."""
+    max_at_once: int = 32
+    """Readings under way at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +98,25 @@ class RuntimeSettings:
 
     health: HealthSettings = HealthSettings()
     jobs: JobSettings = JobSettings()
+    load: LoadSettings = LoadSettings()
     retry: RetrySettings = RetrySettings()
     rooms: RoomSettings = RoomSettings()
     watch: WatchSettings = WatchSettings()
     max_in_flight: int = 4096
-    """Client requests at once; more answer RESOURCE_EXHAUSTED with RetryInfo."""
+    """Client requests that run at once; more wait in the queue."""
+    max_queued: int = 1024
+    """Client requests that wait, by priority and then by arrival; more answer RESOURCE_EXHAUSTED with RetryInfo.
+    0: nothing waits."""
+    max_stream_buffer_bytes: int = 1024 * 1024
+    """Memory that one request's output may take while its client is behind, by an estimate from above (about 250 bytes
+    a token without logprobs); a client that is further behind gets SLOW_CLIENT. Besides it there are the message that
+    is being written and what gRPC buffers itself, 64 KiB and the client's window."""
     max_prompt_bytes: int = 4 * 1024 * 1024
     default_max_tokens: int = 256
     """Where a request names no max_tokens, so that engines' different defaults never reach a client."""
+    default_sampling: str = ""
+    """Sampling parameters of requests that state none, as JSON: {"temperature": 0.7}. Those of the model's card, then
+    those that the worker publishes, go before them; known are temperature, top_p, top_k, min_p and the penalties."""
     transfer_grace_s: float = 30.0
     """How long a leg that must not be aborted in transfer may linger."""
     abort_timeout_s: float = 1.0

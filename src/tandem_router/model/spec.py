@@ -73,6 +73,8 @@ class ModelCard:
     id2label: Mapping[int, str] = field(default_factory=dict)
     num_labels: int | None = None
     vocab_size: int | None = None
+    default_sampling: Mapping[str, float] = field(default_factory=dict)
+    """Of requests that state none; by the names of `core.default_sampling`."""
     metadata: Mapping[str, object] = field(default_factory=dict)
     """JSON-like facts for people; the router does not read them."""
 

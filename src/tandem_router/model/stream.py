@@ -19,6 +19,7 @@ __all__ = [
     "Finished",
     "OutputChunk",
     "PhaseTimings",
+    "QueueStatus",
     "ServedBy",
     "TokenLogprob",
     "Usage",
@@ -34,10 +35,11 @@ class FinishReason(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Natural-log probability of one emitted token, and of the likeliest others."""
+    """Natural-log probability of one token, and of the likeliest others."""
 
     token_id: int
-    logprob: float
+    logprob: float | None
+    """None where nothing precedes the token: the first of a prompt."""
     top: tuple[tuple[int, float], ...] = ()
 
 
@@ -53,6 +55,8 @@ class EngineChunk:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the whole prompt, in one item of the leg that computed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class EngineEnd:
     transfer_params: str | None = None
     """kv_transfer_params of a handoff's prefill leg: JSON text, verbatim."""
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 EngineItem = EngineChunk | EngineEnd
@@ -85,6 +90,18 @@ class OutputChunk:
     token_ids: tuple[int, ...]
     text: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """Where a request stands that is not admitted yet."""
+
+    position: int
+    """Requests ahead of it."""
+    length: int
+    """Requests in the queue, this one included."""
+    waited_s: float
 
 
 @dataclass(frozen=True, slots=True)

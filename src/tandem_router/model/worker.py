@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from tandem_router.model.failure import Failure
 from tandem_router.model.ids import JobId, RankKey, WorkerId
 from tandem_router.model.pairing import BootstrapEndpoint, HandshakeKind, KvRole
+from tandem_router.model.request import ConstraintKind
 from tandem_router.model.spec import ModelCard, RuntimeType, WorkerSpec, WorkerType
 
 __all__ = [
@@ -104,6 +105,8 @@ class WorkerFacts:
     """Random numbers depend on (seed, choice, position) alone, so another worker can continue a stream exactly."""
     batch_invariant: bool = False
     """A token's bits do not depend on what else is in the batch."""
+    constraints: tuple[ConstraintKind, ...] = ()
+    """Forms that it can hold an answer to."""
     default_sampling: Mapping[str, float] = field(default_factory=dict)
     instance: str | None = None
     """Start time or engine id: changes when the process is another one."""
@@ -199,6 +202,16 @@ class Worker:
         if self.facts is not None and self.facts.disaggregation_mode is not None:
             return self.facts.disaggregation_mode
         return WorkerType.REGULAR
+
+    @property
+    def priority(self) -> int:
+        """Workers of a higher one are taken first; 50 where none is stated."""
+        return 50 if self.spec.priority is None else self.spec.priority
+
+    @property
+    def cost(self) -> float:
+        """What a request here weighs against one elsewhere; 1 where none is stated."""
+        return 1.0 if self.spec.cost is None else self.spec.cost
 
     @property
     def models(self) -> tuple[ModelCard, ...]:

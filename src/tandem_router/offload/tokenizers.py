@@ -47,7 +47,7 @@ class PooledCodec:
         """The prompt text of (role, content) messages; raises TandemError(INVALID_REQUEST)."""
         if self._chat_template is None:
             raise TandemError(
-                Reason.INVALID_REQUEST, "the model has no chat template; send text or token_ids", field="messages"
+                Reason.INVALID_REQUEST, "the model has no chat template; send text or token_ids", field="chat"
             )
         return await self._templates.render(self._chat_template, messages, self._special_tokens)
 

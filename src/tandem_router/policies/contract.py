@@ -10,7 +10,7 @@ from tandem_router.handshake.contract import Handshake
 from tandem_router.model.failure import Failure
 from tandem_router.model.ids import RankKey, WorkerId
 from tandem_router.model.pairing import AbortInTransfer, HandshakeKind
-from tandem_router.model.request import ServingMode
+from tandem_router.model.request import ConstraintKind, ServingMode
 from tandem_router.model.worker import Worker
 
 __all__ = ["Candidate", "Plan", "Query", "Refusal", "Rejection", "Scorer"]
@@ -23,6 +23,8 @@ class Query:
     model: str
     prompt_tokens: int
     needs_seed: bool = False
+    constraint: ConstraintKind | None = None
+    """The kind of form that the answer must have."""
     target_worker_id: WorkerId | None = None
     """The worker that must decode, or serve alone."""
     target_dp_rank: int | None = None
@@ -56,7 +58,8 @@ class Rejection:
 
     worker_id: WorkerId
     reason: str
-    """UPPER_SNAKE: NOT_READY, WRONG_TYPE, NOT_TARGET, AVOIDED, RANK_UNHEALTHY, INCOMPATIBLE, CANNOT_SEED."""
+    """UPPER_SNAKE: NOT_READY, WRONG_TYPE, NOT_TARGET, AVOIDED, RANK_UNHEALTHY, INCOMPATIBLE, CANNOT_SEED,
+    CANNOT_CONSTRAIN."""
     sentence: str
 
 

@@ -9,7 +9,7 @@ from tandem_router.model.spec import WorkerType
 from tandem_router.model.worker import Worker, WorkerStatus
 from tandem_router.policies.contract import Candidate, InFlight, Query, Rejection
 
-__all__ = ["prefer_untried", "slots"]
+__all__ = ["highest_priority", "prefer_untried", "slots"]
 
 
 def slots(
@@ -40,6 +40,12 @@ def prefer_untried(candidates: Sequence[Candidate], avoid: Iterable[WorkerId]) -
     return [candidate for candidate in candidates if candidate.worker.id not in tried] or candidates
 
 
+def highest_priority(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+    """The candidates whose workers have the highest priority among them."""
+    highest = max(candidate.worker.priority for candidate in candidates)
+    return [candidate for candidate in candidates if candidate.worker.priority == highest]
+
+
 def _reject(query: Query, worker: Worker) -> Rejection | None:
     if worker.status is not WorkerStatus.READY:
         return Rejection(worker.id, "NOT_READY", f"its status is {worker.status}")
@@ -48,6 +54,8 @@ def _reject(query: Query, worker: Worker) -> Rejection | None:
         return Rejection(worker.id, "NOT_TARGET", f"the request names worker {target}")
     if query.needs_seed and (worker.facts is None or not worker.facts.supports_seed):
         return Rejection(worker.id, "CANNOT_SEED", "its protocol carries no seed")
+    if query.constraint is not None and (worker.facts is None or query.constraint not in worker.facts.constraints):
+        return Rejection(worker.id, "CANNOT_CONSTRAIN", f"it does not take a constraint of kind {query.constraint}")
     return None
 
 

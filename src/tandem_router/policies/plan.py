@@ -18,7 +18,7 @@ from tandem_router.model.spec import WorkerType
 from tandem_router.model.worker import Worker
 from tandem_router.policies.compatibility import incompatibility
 from tandem_router.policies.contract import Candidate, InFlight, Plan, Query, Refusal, Rejection, Scorer
-from tandem_router.policies.filters import prefer_untried, slots
+from tandem_router.policies.filters import highest_priority, prefer_untried, slots
 
 __all__ = ["Planner", "unknown_model"]
 
@@ -118,7 +118,8 @@ class Planner:
     def _best(
         self, query: Query, candidates: Sequence[Candidate], scores: dict[RankKey, float], random: float
     ) -> Candidate:
-        """The highest score; one of the equals by `random`."""
+        """The highest score among those of the highest priority; one of the equals by `random`."""
+        candidates = highest_priority(candidates)
         given = self.scorer.score(query, candidates)
         top = max(given)
         scores.update({candidate.key: score for candidate, score in zip(candidates, given, strict=True)})
@@ -142,14 +143,19 @@ def _no_place(
     rejections: Sequence[Rejection],
 ) -> Failure:
     metadata = {"model": query.model}
-    for target in (query.target_worker_id, query.target_prefill_id):
+    targets = {"target_worker": query.target_worker_id, "target_prefill_worker": query.target_prefill_id}
+    for name, target in targets.items():
         if target is not None and target not in workers:
-            return Failure(
-                Reason.WORKER_NOT_FOUND, f"worker {target} does not exist", {**metadata, "worker_id": target}
-            )
+            known = {**metadata, "worker_id": target}
+            return Failure(Reason.WORKER_NOT_FOUND, f"worker {target} does not exist", known, field=f"{name}.worker_id")
     reasons = [rejection.reason for rejection in rejections]
     if "CANNOT_SEED" in reasons and all(reason in ("CANNOT_SEED", "NOT_TARGET") for reason in reasons):
-        return Failure(Reason.RUNTIME_CANNOT_SEED, f"no worker of {query.model} can use a seed", metadata)
+        return Failure(
+            Reason.RUNTIME_CANNOT_SEED, f"no worker of {query.model} can use a seed", metadata, "sampling.seed"
+        )
+    if "CANNOT_CONSTRAIN" in reasons and all(reason in ("CANNOT_CONSTRAIN", "NOT_TARGET") for reason in reasons):
+        sentence = f"no worker of {query.model} takes a constraint of kind {query.constraint}"
+        return Failure(Reason.RUNTIME_CANNOT_CONSTRAIN, sentence, metadata, "constraint")
     if decodes and prefills and query.serving_mode is not ServingMode.AGGREGATED:
         clash = next((rejection.sentence for rejection in rejections if rejection.reason == "INCOMPATIBLE"), "")
         return Failure(

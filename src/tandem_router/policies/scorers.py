@@ -10,13 +10,16 @@ __all__ = ["LeastInFlight"]
 
 
 class LeastInFlight:
-    """1 for the slot with the fewest open legs, 0 for the one with the most, linear between; all 1 when equal."""
+    """1 for the slot where one more leg costs least, 0 where it costs most, linear between; all 1 when equal.
+
+    One more leg costs (open legs + 1) x the worker's cost: a worker of cost 2 gets half the legs of one of cost 1.
+    """
 
     name = "least_in_flight"
 
     def score(self, query: Query, candidates: Sequence[Candidate]) -> Sequence[float]:
         """Scores in the order of the candidates."""
-        loads = [candidate.in_flight for candidate in candidates]
+        loads = [(candidate.in_flight + 1) * candidate.worker.cost for candidate in candidates]
         low, high = min(loads), max(loads)
         if low == high:
             return [1.0] * len(loads)

@@ -22,9 +22,10 @@ from tandem_router.model.stream import EngineChunk, EngineEnd, EngineItem, Serve
 from tandem_router.policies.contract import Candidate, Plan, Query
 from tandem_router.ports import EngineCall
 from tandem_router.runtime.attempt_values import AttemptLeg, Boundaries, Lost, Won
-from tandem_router.runtime.delivery import Delivery
+from tandem_router.runtime.delivery import Delivery, StreamBuffer
 from tandem_router.runtime.handles import release_handle
-from tandem_router.runtime.leg_requests import leg_request, who_serves
+from tandem_router.runtime.leg_requests import defaulted, leg_request, who_serves
+from tandem_router.runtime.prompt_logprobs import PromptLogprobs
 from tandem_router.runtime.relay_environment import RelayEnvironment
 
 __all__ = ["PairAttempt"]
@@ -51,11 +52,13 @@ class PairAttempt:
         room: int | None,
         deadline_s: float | None,
         deliver: Callable[[EngineItem], Awaitable[None]],
+        buffer: StreamBuffer,
     ) -> None:
         """Args:
         leg: the common part of both legs; its leg_id is replaced per leg.
         room: minted by the caller for a handshake that needs one; retired by the attempt.
         deliver: given every item of the decode leg, in order; may wait, may raise TandemError.
+        buffer: of the whole request; items that wait to be delivered are counted there.
         """
         self._env = env
         self._request_id = request_id
@@ -63,10 +66,11 @@ class PairAttempt:
         self.number = number
         self.plan = plan
         self.query = query
-        self._common = leg
+        self._common = defaulted(leg, plan.decode, query.model, env.default_sampling)
         self._room = room
         self._deadline_s = deadline_s
-        self._delivery = Delivery(deliver)
+        self._prompt = PromptLogprobs(deliver) if leg.prompt_logprobs and plan.prefill is not None else None
+        self._delivery = Delivery(deliver if self._prompt is None else self._prompt.deliver, buffer)
         self._machine = PairMachine(plan.kind, plan.abort_in_transfer)
         self._prefill = None if plan.prefill is None else self._reserve(LegRole.PREFILL, plan.prefill)
         self._decode = self._reserve(LegRole.DECODE, plan.decode)
@@ -75,8 +79,8 @@ class PairAttempt:
         self._blamed: list[WorkerId] = []
         self._outcome: asyncio.Future[Won | Lost] = asyncio.get_running_loop().create_future()
         self.prefill_end: EngineEnd | None = None
-        self.last_item_s: float | None = None
-        """When decode last sent something; None before the first token."""
+        self.last_items_s: dict[int, float] = {}
+        """When decode last sent something of a choice, by the engine's number; those that have ended are not in it."""
         self.boundaries = Boundaries(planned_s=env.clock.monotonic_s())
         self._started_wall_s = env.clock.wall_s()
         env.attempts[pair_id] = self
@@ -100,10 +104,24 @@ class PairAttempt:
         """End the pair now; the machine decides which leg is stopped and which must linger. Idempotent."""
         self._feed(PairInput.CANCEL, failure)
 
+    def finish_early(self) -> None:
+        """End well although the engine may go on: the client has all that it gets. Idempotent."""
+        self._feed(PairInput.DECODE_ENOUGH)
+
     def end_lingering(self) -> None:
         """Stop waiting for legs that linger: the router is about to close their connections."""
         self._feed(PairInput.PREFILL_GRACE_OVER)
         self._feed(PairInput.DECODE_GRACE_OVER)
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether decode's first item has come."""
+        return self._machine.is_committed
+
+    @property
+    def pending_tokens(self) -> int:
+        """Tokens from decode that the client has not been sent."""
+        return self._delivery.pending_tokens
 
     def served_by(self) -> ServedBy:
         """Who works on it."""
@@ -200,13 +218,22 @@ class PairAttempt:
         if self.boundaries.sent_s is None:
             self.boundaries.sent_s = self._env.clock.monotonic_s()
         try:
-            leg.call = client.generate(self.leg_request(leg.role, leg.id), timeout_s=self._call_timeout_s())
+            leg.call = client.generate(self._traced(leg), timeout_s=self._call_timeout_s())
         except TandemError as error:  # the dialect refuses to build what would kill the engine
             self._feed(PairInput.CANCEL, Failure.of(error))
             return
         self._env.observer.observe(LegSent(self.pair_id, leg.id, leg.role, leg.candidate.key))
         leg.task = self._env.scope.spawn(self._read(leg, leg.call), f"{leg.role.lower()} {leg.id}")
         leg.task.add_done_callback(self._reader_ended)
+
+    def _traced(self, leg: AttemptLeg) -> LegRequest:
+        """The leg's request, as part of the leg's own span where there is one, else of the client's."""
+        request = self.leg_request(leg.role, leg.id)
+        traces = self._env.traces
+        if traces is None:
+            return request
+        traceparent = traces.begin_leg(self.pair_id, leg.id, leg.role, leg.candidate.key)
+        return request if traceparent is None else replace(request, traceparent=traceparent)
 
     def _reader_ended(self, task: asyncio.Task[None]) -> None:
         """A reader that died of a fault of ours must not leave its pair hanging."""
@@ -233,7 +260,10 @@ class PairAttempt:
                     if isinstance(item, EngineChunk):
                         self._feed(PairInput.DECODE_ITEM)
                 else:
-                    self.last_item_s = self._env.clock.monotonic_s()
+                    if isinstance(item, EngineChunk):
+                        self.last_items_s[item.choice] = self._env.clock.monotonic_s()
+                    else:
+                        self.last_items_s.pop(item.choice, None)
                     if not self._machine.is_committed:
                         self._feed(PairInput.DECODE_ITEM)
                     if not self._delivery.put(item):
@@ -249,6 +279,8 @@ class PairAttempt:
         self._finished(leg)
 
     def _prefill_item(self, item: EngineItem) -> None:
+        if self._prompt is not None and (item.prompt_logprobs or isinstance(item, EngineEnd)):
+            self._prompt.known(item.prompt_logprobs)
         if isinstance(item, EngineEnd):
             self.prefill_end = item
         else:
@@ -280,6 +312,8 @@ class PairAttempt:
                     self._prefill.candidate.worker.id
                 )  # decode may merely have been the first to notice
         record = Failure(failure.reason, failure.sentence, self._where(leg))
+        if leg.role is LegRole.PREFILL and self._prompt is not None:
+            self._prompt.lost(record)
         if leg.role is LegRole.DECODE and not failure.was_sent:
             self._feed(PairInput.DECODE_UNSENT, record)
         else:
@@ -314,9 +348,11 @@ class PairAttempt:
         leg.is_closed = True
         if leg.grace is not None:
             leg.grace.cancel()
+        if leg.role is LegRole.PREFILL and self._prompt is not None:
+            self._prompt.lost(Failure(Reason.WORKER_LOST, "prefill ended without its answer", self._where(leg)))
         state = self._machine.prefill if leg.role is LegRole.PREFILL else self._machine.decode
         self._env.ledger.close(leg.id)
-        self._env.observer.observe(LegClosed(self.pair_id, leg.id, leg.role, state))
+        self._env.observer.observe(LegClosed(self.pair_id, leg.id, leg.role, state, self._machine.failure))
         if leg.task is not None and leg.task is not asyncio.current_task():
             leg.task.cancel()
 

@@ -6,6 +6,7 @@ All changes go through one pipeline (runtime/pipeline.py); here, calls become co
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tandem_router.core.commands import (
@@ -43,6 +44,7 @@ from tandem_router.runtime.fleet import WorkerFleet
 from tandem_router.runtime.idleness import Idleness
 from tandem_router.runtime.job_runner import JobRunner, JobRunnerStatistics
 from tandem_router.runtime.job_work import JobWork
+from tandem_router.runtime.load_samples import LoadSamples
 from tandem_router.runtime.models import ServedModel, served_models
 from tandem_router.runtime.pairing import Pairings
 from tandem_router.runtime.pipeline import Pipeline, Settle
@@ -99,6 +101,7 @@ class Control:
         self._idleness = Idleness(ledger)
         self.fleet = WorkerFleet(self._registry, self._scope, self._leg_failed, self._idleness)
         """ports.Fleet for the relay."""
+        self._loads = LoadSamples(self.fleet, clock, self._settings.load)
         registration = Registration(
             self._pipeline, self.fleet, self._runner, self._dialing, dialer, codecs, rng, self._settings
         )
@@ -237,6 +240,10 @@ class Control:
         """Every worker, oldest first."""
         await self._pipeline.expire()
         return tuple(self._registry.workers().values())
+
+    async def with_loads(self, workers: Sequence[Worker]) -> tuple[Worker, ...]:
+        """The workers with what their engines say about their load, freshly read where that is due; never raises."""
+        return await self._loads.read(workers)
 
     async def delete_worker(
         self,

@@ -16,17 +16,25 @@ from tandem_router.errors import Reason
 from tandem_router.model.failure import Failure
 from tandem_router.model.pairing import HandshakeKind, LegRole
 from tandem_router.model.request import GenerateRequest, LegRequest, RequestContext, Sampling
-from tandem_router.model.stream import Attempt, Finished, PhaseTimings, Usage
+from tandem_router.model.stream import Attempt, EngineItem, Finished, PhaseTimings, Usage
 from tandem_router.policies.contract import Plan, Query, Refusal
 from tandem_router.ports import TokenSink
 from tandem_router.runtime.attempt import PairAttempt
 from tandem_router.runtime.choices import ChoiceOutputs
+from tandem_router.runtime.delivery import StreamBuffer
 from tandem_router.runtime.prompt import facts_of_model, query_of, resolve_model, tokenize
 from tandem_router.runtime.relay_environment import RelayEnvironment
 from tandem_router.runtime.together import run_together
 from tandem_router.runtime.tries import Tries
 
 __all__ = ["Generation"]
+
+_LEAST_POLL_S = 0.001
+"""Between two looks for a first token, however small inter_token is: a client must not keep the loop busy."""
+
+
+_STOP_GRACE_S = 0.02
+"""An engine that has found the same stop says so in the same step; only one that goes on is told to end."""
 
 
 class Generation:
@@ -43,7 +51,24 @@ class Generation:
         self._deadline_s = _earliest(context.deadline_s, _after(self._accepted_s, request.timeouts.total_s))
         self._outputs: ChoiceOutputs | None = None
         self._tries: list[Tries] = []
+        self._buffer = StreamBuffer(env.settings.max_stream_buffer_bytes)
+        self._is_admitted = False
         self._timer: asyncio.TimerHandle | None = None
+        self._stops: dict[int, asyncio.TimerHandle] = {}
+
+    def check_place(self) -> None:
+        """Raise TandemError if there is no such model, so that nobody waits in the queue for nothing."""
+        resolve_model(self.request.model, self._env.fleet.workers())
+
+    def admit(self) -> None:
+        """The queue is over: its limit applies no more."""
+        self._is_admitted = True
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens that engines have generated so far, over all choices."""
+        delivered = 0 if self._outputs is None else self._outputs.completion_tokens
+        return delivered + sum(tries.pending_tokens for tries in self._tries)
 
     async def run(self) -> Finished:
         """Carry the call out, to the sink; returns what the last message said. Raises TandemError on a bad end."""
@@ -64,8 +89,10 @@ class Generation:
             token_ids=token_ids,
             sampling=sampling,
             output_logprobs=self.request.output_logprobs,
+            prompt_logprobs=self.request.prompt_logprobs,
             top_logprobs=self.request.top_logprobs,
             traceparent=self._context.traceparent,
+            metadata=self._context.forwarded,
         )
         query = query_of(self.request, model, len(token_ids))
         self._outputs = ChoiceOutputs(self.request, codec, self._sink)
@@ -81,7 +108,9 @@ class Generation:
             tries.cancel(failure)
 
     def close(self) -> None:
-        """Let go of the timer."""
+        """Let go of the timers."""
+        for stop in self._stops.values():
+            stop.cancel()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -102,18 +131,22 @@ class Generation:
 
     def _next_limit(self) -> tuple[Failure | None, float | None]:
         limits = self.request.timeouts
-        seen = [tries.last_item_s for tries in self._tries if tries.last_item_s is not None]
-        last_s = max(seen) if seen else None
+        silences = [tries.silent_since_s for tries in self._tries if tries.silent_since_s is not None]
+        is_committed = any(tries.is_committed for tries in self._tries)
         total = Failure(Reason.TOTAL_TIMEOUT, "the request outlived its deadline")
         due: tuple[Failure | None, float | None] = (total, self._deadline_s) if self._deadline_s else (None, None)
-        if last_s is None and limits.first_token_s is not None:
+        if not self._is_admitted and limits.queue_s is not None:
+            queue = Failure(Reason.QUEUE_TIMEOUT, f"the request was not admitted within {limits.queue_s:g} s")
+            due = _sooner(due, (queue, self._accepted_s + limits.queue_s))
+        if not is_committed and limits.first_token_s is not None:
             first = Failure(Reason.FIRST_TOKEN_TIMEOUT, f"no token came within {limits.first_token_s:g} s")
             due = _sooner(due, (first, self._accepted_s + limits.first_token_s))
         if limits.inter_token_s is not None:
-            # Before the first token this only re-arms: the limit counts from a token.
-            since_s = self._env.clock.monotonic_s() if last_s is None else last_s
             inter = Failure(Reason.INTER_TOKEN_TIMEOUT, f"no further token came within {limits.inter_token_s:g} s")
-            due = _sooner(due, (inter, since_s + limits.inter_token_s))
+            # While no choice is between two tokens this only re-arms: the limit counts from a token.
+            next_look_s = self._env.clock.monotonic_s() + max(limits.inter_token_s, _LEAST_POLL_S)
+            due_s = min(silences) + limits.inter_token_s if silences else next_look_s
+            due = _sooner(due, (inter, due_s))
         return due
 
     def _bounded(self, prompt_tokens: int, context_length: int | None) -> Sampling:
@@ -135,16 +168,26 @@ class Generation:
             return
         pieces = []
         for index in range(common.sampling.n):
-            choice = replace(common, sampling=_choice_sampling(common.sampling, index))
+            prompt_logprobs = common.prompt_logprobs and index == 0
+            sampling = _choice_sampling(common.sampling, index)
+            choice = replace(common, sampling=sampling, prompt_logprobs=prompt_logprobs)
             pieces.append(self._try(index, plan, query, choice, outputs))
         await run_together(pieces, f"choice of {self.request.request_id}")
 
     async def _try(
         self, first_choice: int, plan: Plan, query: Query, common: LegRequest, outputs: ChoiceOutputs
     ) -> None:
-        tries = Tries(self._env, self.request.request_id, query, common, self._deadline_s)
+        tries = Tries(self._env, self.request.request_id, query, common, self._deadline_s, self._buffer)
         self._tries.append(tries)
-        await tries.run(plan, lambda item: outputs.put(first_choice, item))
+
+        async def deliver(item: EngineItem) -> None:
+            await outputs.put(first_choice, item)
+            if outputs.has_cut and first_choice not in self._stops and outputs.has_enough(first_choice, sampling.n):
+                loop = asyncio.get_running_loop()
+                self._stops[first_choice] = loop.call_later(_STOP_GRACE_S, tries.finish_early)
+
+        sampling = common.sampling
+        await tries.run(plan, deliver)
 
     def _finish(self, model: str, prompt_tokens: int, outputs: ChoiceOutputs) -> Finished:
         winner = self._tries[0].winner

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+from tandem_router.core.default_sampling import with_defaults
 from tandem_router.handshake.contract import Handshake
 from tandem_router.model.ids import PairId
 from tandem_router.model.pairing import HandshakeKind, LegRole
@@ -11,7 +13,16 @@ from tandem_router.model.request import LegRequest
 from tandem_router.model.stream import ServedBy
 from tandem_router.policies.contract import Candidate
 
-__all__ = ["leg_request", "who_serves"]
+__all__ = ["defaulted", "leg_request", "who_serves"]
+
+
+def defaulted(leg: LegRequest, decode: Candidate, model: str, server: Mapping[str, float]) -> LegRequest:
+    """The common part of an attempt with the defaults of whoever generates, so that both legs draw alike."""
+    worker = decode.worker
+    card = next((card for card in worker.models if card.id == model), None)
+    of_card = {} if card is None else card.default_sampling
+    of_worker = {} if worker.facts is None else worker.facts.default_sampling
+    return replace(leg, sampling=with_defaults(leg.sampling, server, of_card, of_worker))
 
 
 def leg_request(

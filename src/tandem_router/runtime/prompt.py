@@ -39,7 +39,10 @@ def facts_of_model(model: str, workers: Mapping[WorkerId, Worker]) -> WorkerFact
 
 
 async def tokenize(request: GenerateRequest, model: str, codec: TextCodec | None) -> tuple[int, ...]:
-    """The prompt's token ids; raises TandemError(TOKENIZER_UNAVAILABLE) for text where no tokenizer is loaded."""
+    """The prompt's token ids; raises TandemError(TOKENIZER_UNAVAILABLE) for text where no tokenizer is loaded.
+
+    Also INVALID_REQUEST where log probabilities are wanted from a position that a text's tokens do not reach.
+    """
     if request.token_ids is not None:
         return request.token_ids
     if codec is None:
@@ -53,7 +56,12 @@ async def tokenize(request: GenerateRequest, model: str, codec: TextCodec | None
     if text is None:
         messages = request.messages or ()
         text = await codec.render_chat([(message.role, message.content) for message in messages])
-    return await codec.encode(text)
+    token_ids = await codec.encode(text)
+    if request.prompt_logprobs and request.prompt_logprobs_start >= max(len(token_ids), 1):
+        raise TandemError(
+            Reason.INVALID_REQUEST, f"the prompt has {len(token_ids)} tokens", field="logprobs.prompt_start"
+        )
+    return token_ids
 
 
 def query_of(request: GenerateRequest, model: str, prompt_tokens: int) -> Query:
@@ -64,6 +72,7 @@ def query_of(request: GenerateRequest, model: str, prompt_tokens: int) -> Query:
         model,
         prompt_tokens,
         needs_seed=sampling.seed is not None and not is_greedy,
+        constraint=None if sampling.constraint is None else sampling.constraint.kind,
         target_worker_id=request.target_worker_id,
         target_dp_rank=request.target_dp_rank,
         target_prefill_id=request.target_prefill_id,

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from tandem_router.core.admission import Admission, Entry, Standing, Ticket
 from tandem_router.core.ledger import LedgerStatistics
-from tandem_router.core.relay_events import RequestAccepted, RequestFailed, RequestFinished
+from tandem_router.core.relay_events import RequestAccepted, RequestFailed, RequestFinished, RequestRefused
 from tandem_router.errors import Reason, TandemError
 from tandem_router.model.explanation import Explanation
 from tandem_router.model.failure import Failure
@@ -22,8 +23,9 @@ from tandem_router.ports import TokenSink
 from tandem_router.runtime.explaining import explain_request
 from tandem_router.runtime.generation import Generation
 from tandem_router.runtime.relay_environment import RelayEnvironment
+from tandem_router.runtime.turn import Turn
 
-__all__ = ["Relay", "RelayCall", "RelayStatistics"]
+__all__ = ["AbortedCall", "Relay", "RelayCall", "RelayStatistics"]
 
 _RETRY_AFTER_S = 1.0
 """Hint sent with refusals of load; RetryInfo must have some value and the router has no forecast yet."""
@@ -34,6 +36,8 @@ class RelayStatistics:
     """A frozen reading: what is live now and how calls have ended."""
 
     live_requests: int
+    """Those in the queue included."""
+    queued_requests: int
     live_attempts: int
     live_rooms: int
     tasks: int
@@ -42,12 +46,22 @@ class RelayStatistics:
     ledger: LedgerStatistics
 
 
+@dataclass(frozen=True, slots=True)
+class AbortedCall:
+    """What an Abort ended."""
+
+    completion_tokens: int
+    """Generated until then, over all choices."""
+
+
 class RelayCall:
     """One live client call."""
 
-    def __init__(self, relay: Relay, generation: Generation, principal: str) -> None:
+    def __init__(self, relay: Relay, generation: Generation, principal: str, turn: Turn, sink: TokenSink) -> None:
         self._relay = relay
         self._generation = generation
+        self._sink = sink
+        self.turn = turn
         self._stopped: Failure | None = None
         self._answer: asyncio.Future[Failure | None] = asyncio.get_running_loop().create_future()
         self.key = (principal, generation.request.request_id)
@@ -68,14 +82,26 @@ class RelayCall:
         self._settle(self._stopped)
         self._task.cancel()
 
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated so far, over all choices."""
+        return self._generation.completion_tokens
+
     @staticmethod
     def _is_load(failure: Failure) -> bool:
         return failure.reason in (Reason.NO_READY_WORKER, Reason.NO_COMPATIBLE_PAIR, Reason.TOO_MANY_REQUESTS)
 
     async def _run(self) -> None:
         generation = self._generation
+        if self.turn.has_come:
+            generation.admit()
         generation.watch_deadlines(self.cancel)
         try:
+            if not self.turn.has_come:
+                generation.check_place()
+                updates_s = generation.request.queue_updates_s
+                await self.turn.wait(self._relay.env.clock, self._standing, updates_s, self._sink)
+                generation.admit()
             finished = await generation.run()
             self._relay.env.observer.observe(RequestFinished(generation.request.request_id, finished))
             self._settle(None)
@@ -87,6 +113,9 @@ class RelayCall:
             generation.close()
             # Whatever else came through is a fault of ours: the scope reports it, the client gets an answer.
             self._settle(Failure(Reason.INTERNAL_ERROR, f"a fault of the router in request {self.key[1]}"))
+
+    def _standing(self) -> Standing | None:
+        return self._relay.standing(self.turn.ticket)
 
     def _settle(self, failure: Failure | None) -> None:
         if self._answer.done():
@@ -101,6 +130,8 @@ class Relay:
     def __init__(self, env: RelayEnvironment) -> None:
         self.env = env
         self._calls: dict[tuple[str, str], RelayCall] = {}
+        self._admission = Admission(max_running=env.settings.max_in_flight, max_queued=env.settings.max_queued)
+        self._waiting: dict[Ticket, RelayCall] = {}
         self._is_draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -108,20 +139,29 @@ class Relay:
         self._failed = 0
 
     def start(self, request: GenerateRequest, context: RequestContext, sink: TokenSink) -> RelayCall:
-        """Take a call and begin it.
+        """Take a call and begin it, or put it in the queue.
 
-        Raises TandemError at once: DRAINING, TOO_MANY_REQUESTS, REQUEST_ID_IN_USE.
+        Raises TandemError at once: DRAINING, REQUEST_ID_IN_USE, TOO_MANY_REQUESTS when the queue is full too.
         """
+        try:
+            turn = self._admit(request, context)
+        except TandemError as error:
+            self.env.observer.observe(RequestRefused(request.request_id, request.model, Failure.of(error)))
+            raise
+        call = RelayCall(self, Generation(self.env, request, context, sink), context.principal, turn, sink)
+        self._calls[call.key] = call
+        if not turn.has_come:
+            self._waiting[turn.ticket] = call
+        self._idle.clear()
+        is_chat = request.messages is not None
+        self.env.observer.observe(
+            RequestAccepted(request.request_id, request.model, context.principal, context.traceparent, is_chat)
+        )
+        return call
+
+    def _admit(self, request: GenerateRequest, context: RequestContext) -> Turn:
         if self._is_draining:
             raise TandemError(Reason.DRAINING, "the router is shutting down", retry_after_s=_RETRY_AFTER_S)
-        if len(self._calls) >= self.env.settings.max_in_flight:
-            limit = str(self.env.settings.max_in_flight)
-            raise TandemError(
-                Reason.TOO_MANY_REQUESTS,
-                f"{limit} requests are running, which is the limit",
-                metadata={"max_in_flight": limit},
-                retry_after_s=_RETRY_AFTER_S,
-            )
         if (context.principal, request.request_id) in self._calls:
             raise TandemError(
                 Reason.REQUEST_ID_IN_USE,
@@ -129,19 +169,29 @@ class Relay:
                 field="request_id",
                 metadata={"request_id": request.request_id},
             )
-        call = RelayCall(self, Generation(self.env, request, context, sink), context.principal)
-        self._calls[call.key] = call
-        self._idle.clear()
-        self.env.observer.observe(RequestAccepted(request.request_id, request.model))
-        return call
+        entry, ticket = self._admission.arrive(request.priority)
+        if entry is Entry.FULL:
+            settings = self.env.settings
+            raise TandemError(
+                Reason.TOO_MANY_REQUESTS,
+                f"{settings.max_in_flight} requests are running and {settings.max_queued} wait, which is the limit",
+                metadata={"max_in_flight": str(settings.max_in_flight), "max_queued": str(settings.max_queued)},
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        return Turn(ticket, has_come=entry is Entry.RUNS)
 
-    def abort(self, principal: str, request_id: str) -> bool:
-        """Cancel a principal's live call; False when there is none of that id."""
+    def standing(self, ticket: Ticket) -> Standing | None:
+        """Where a call waits in the queue, or None when it does not."""
+        return self._admission.standing(ticket)
+
+    def abort(self, principal: str, request_id: str) -> AbortedCall | None:
+        """Cancel a principal's live call; None when there is none of that id."""
         call = self._calls.get((principal, request_id))
         if call is None:
-            return False
+            return None
+        aborted = AbortedCall(call.completion_tokens)
         call.cancel(Failure(Reason.REQUEST_CANCELLED, "the request was aborted by an Abort call"))
-        return True
+        return aborted
 
     def end_legs(self, worker_id: WorkerId, failure: Failure) -> int:
         """End every attempt that still needs a worker, whose drain is over; says how many.
@@ -195,6 +245,10 @@ class Relay:
     def ended(self, call: RelayCall, failure: Failure | None) -> None:
         """A call has its answer. Called by the call itself."""
         del self._calls[call.key]
+        self._waiting.pop(call.turn.ticket, None)
+        following = self._admission.leave(call.turn.ticket)
+        if following is not None:
+            self._waiting.pop(following).turn.come()
         if not self._calls:
             self._idle.set()
         if failure is None:
@@ -215,6 +269,7 @@ class Relay:
         """What is live now and how calls have ended."""
         return RelayStatistics(
             live_requests=len(self._calls),
+            queued_requests=self._admission.waiting,
             live_attempts=len(self.env.attempts),
             live_rooms=self.env.rooms.live,
             tasks=len(self.env.scope),

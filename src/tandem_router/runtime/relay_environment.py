@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tandem_router.core.default_sampling import parse_default_sampling
 from tandem_router.core.ledger import LegLedger, LegRow
 from tandem_router.core.rooms import RoomAllocator
 from tandem_router.core.watch_pairs import PairTable
@@ -13,7 +15,7 @@ from tandem_router.model.pairing import LegRole
 from tandem_router.model.settings import RuntimeSettings
 from tandem_router.policies.contract import Candidate, Plan, Query
 from tandem_router.policies.plan import Planner
-from tandem_router.ports import Clock, Fleet, Ids, Observer, Rng, TextCodecs
+from tandem_router.ports import Clock, Fleet, Ids, LegTraces, Observer, Rng, TextCodecs
 from tandem_router.runtime.scope import TaskScope
 
 if TYPE_CHECKING:
@@ -36,11 +38,18 @@ class RelayEnvironment:
     planner: Planner
     observer: Observer
     settings: RuntimeSettings
+    traces: LegTraces | None = None
+    """None: legs carry the client's own trace context."""
     scope: TaskScope = field(default_factory=lambda: TaskScope("relay"))
     attempts: dict[PairId, PairAttempt] = field(default_factory=dict)
     """Attempts with an open leg, oldest first."""
     pairs: PairTable = field(default_factory=PairTable)
     """The same as operators see them, without aggregated ones."""
+    default_sampling: Mapping[str, float] = field(init=False)
+    """The server's own, which every other default goes before."""
+
+    def __post_init__(self) -> None:
+        self.default_sampling = parse_default_sampling(self.settings.default_sampling)
 
     def open_leg(self, key: RankKey, role: LegRole, prompt_tokens: int) -> str:
         """Reserve a slot: enter a leg in the ledger under a fresh id.

@@ -17,6 +17,7 @@ from tandem_router.model.stream import Attempt, EngineItem
 from tandem_router.policies.contract import Plan, Query, Refusal
 from tandem_router.runtime.attempt import PairAttempt
 from tandem_router.runtime.attempt_values import Won
+from tandem_router.runtime.delivery import StreamBuffer
 from tandem_router.runtime.relay_environment import RelayEnvironment
 
 __all__ = ["Tries"]
@@ -26,9 +27,16 @@ class Tries:
     """One budget of attempts. `run` once; `cancel` at any time."""
 
     def __init__(
-        self, env: RelayEnvironment, request_id: str, query: Query, common: LegRequest, deadline_s: float | None
+        self,
+        env: RelayEnvironment,
+        request_id: str,
+        query: Query,
+        common: LegRequest,
+        deadline_s: float | None,
+        buffer: StreamBuffer,
     ) -> None:
         self._env = env
+        self._buffer = buffer
         self._request_id = request_id
         self._query = query
         self._common = common
@@ -45,9 +53,24 @@ class Tries:
             self._current.cancel(failure)
 
     @property
-    def last_item_s(self) -> float | None:
-        """When the running attempt's decode last sent something; None before its first token."""
-        return None if self._current is None else self._current.last_item_s
+    def is_committed(self) -> bool:
+        """Whether the running attempt's decode has sent something."""
+        return self._current is not None and self._current.is_committed
+
+    @property
+    def silent_since_s(self) -> float | None:
+        """When the choice that has been silent longest last sent something; None while no begun choice is running."""
+        return None if self._current is None else min(self._current.last_items_s.values(), default=None)
+
+    @property
+    def pending_tokens(self) -> int:
+        """Tokens that the client has not been sent."""
+        return 0 if self._current is None else self._current.pending_tokens
+
+    def finish_early(self) -> None:
+        """The client has all that it gets of this attempt: end it well. Idempotent."""
+        if self._current is not None:
+            self._current.finish_early()
 
     async def run(self, plan: Plan, deliver: Callable[[EngineItem], Awaitable[None]]) -> None:
         """Return when an attempt is won; raise TandemError when no further one makes sense."""
@@ -92,6 +115,7 @@ class Tries:
             room=room,
             deadline_s=self._deadline_s,
             deliver=deliver,
+            buffer=self._buffer,
         )
         prefill = None if plan.prefill is None else plan.prefill.key
         env.observer.observe(

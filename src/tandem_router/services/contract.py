@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from tandem_router.model.explanation import Explanation
@@ -15,6 +15,7 @@ from tandem_router.model.spec_patch import SpecPatch
 from tandem_router.model.worker import Credentials, CredentialsPatch, Worker
 from tandem_router.ports import TokenSink
 from tandem_router.runtime.models import ServedModel
+from tandem_router.runtime.relay import AbortedCall
 
 __all__ = ["Board", "Call", "InFlight", "Registry", "TokenRelay"]
 
@@ -53,6 +54,9 @@ class Registry(Protocol):
 
     async def list_workers(self) -> tuple[Worker, ...]:
         """Oldest first."""
+
+    async def with_loads(self, workers: Sequence[Worker]) -> tuple[Worker, ...]:
+        """The same workers with the load of their ranks; never raises."""
 
     async def delete_worker(
         self, worker_id: str, drain_timeout_s: float | None, force: bool, expected_generation: int | None
@@ -111,8 +115,8 @@ class TokenRelay(Protocol):
     def start(self, request: GenerateRequest, context: RequestContext, sink: TokenSink) -> Call:
         """Take a call; raises TandemError at once where it cannot be taken."""
 
-    def abort(self, principal: str, request_id: str) -> bool:
-        """False when no live call has that id."""
+    def abort(self, principal: str, request_id: str) -> AbortedCall | None:
+        """What was ended; None when no live call has that id."""
 
     async def explain(self, request: GenerateRequest, assumed_prompt_tokens: int | None) -> Explanation:
         """What would happen to a request now; raises TandemError(MODEL_NOT_FOUND)."""

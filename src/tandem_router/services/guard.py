@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -22,7 +22,7 @@ from tandem_router.ports import Ids
 from tandem_router.services.gate import Gate
 from tandem_router.wire.status import encode
 
-__all__ = ["Guard", "name_request", "unimplemented"]
+__all__ = ["CallEnded", "Guard", "name_request", "unimplemented"]
 
 LOG = logging.getLogger("tandem.services")
 
@@ -30,7 +30,14 @@ _PREFIX = "/tandem."
 _CODES = {Code(code.value[0]): code for code in grpc.StatusCode}
 _REQUEST_ID: contextvars.ContextVar[str] = contextvars.ContextVar("tandem_request_id", default="")
 
+_REASON: contextvars.ContextVar[str | None] = contextvars.ContextVar("tandem_reason", default=None)
+"""Why the running call has been refused; each call has a context of its own."""
+
 Behaviour = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
+
+
+CallEnded = Callable[[str, str, str | None, float], None]
+"""(method "/package.Service/Rpc", status code's name, ErrorInfo.reason or None, seconds in the handler)."""
 
 
 def name_request(request_id: str) -> None:
@@ -51,13 +58,29 @@ class _Malformed:
 
     size_bytes: int
 
+    def error(self, method: str) -> TandemError:
+        """What its sender is told."""
+        return TandemError(Reason.MALFORMED_MESSAGE, f"The {self.size_bytes} bytes are not a request of {method}.")
+
+
+async def _readable(requests: AsyncIterable[Any], method: str) -> AsyncIterator[Any]:
+    """The messages of a client's stream; raises MALFORMED_MESSAGE at the first that could not be read."""
+    async for request in requests:
+        if isinstance(request, _Malformed):
+            raise request.error(method)
+        yield request
+
 
 class Guard(grpc.aio.ServerInterceptor):
     """Wraps every handler of our own services; those of others (health, reflection, channelz) pass unchanged."""
 
-    def __init__(self, ids: Ids, gate: Gate | None = None) -> None:
-        """gate: which calls may go in; None lets all in."""
+    def __init__(self, ids: Ids, gate: Gate | None = None, ended: CallEnded | None = None) -> None:
+        """Args:
+        gate: which calls may go in; None lets all in.
+        ended: told of every call that has its status; must return at once and not raise.
+        """
         self._ids = ids
+        self._ended = ended
         self._gate = gate or Gate()
 
     async def intercept_service(
@@ -71,11 +94,12 @@ class Guard(grpc.aio.ServerInterceptor):
         if handler is None or not method.startswith(_PREFIX):
             return handler
         make, behaviour = _parts(handler)
-        read = handler.request_deserializer
-        guarded = _tolerant(read) if not handler.request_streaming else read
+        guarded_behaviour = self._guarded(behaviour, method)
+        if self._ended is not None:
+            guarded_behaviour = _timed(guarded_behaviour, method, self._ended)
         rewrapped: grpc.RpcMethodHandler[Any, Any] = make(
-            self._guarded(behaviour, method),
-            request_deserializer=guarded,
+            guarded_behaviour,
+            request_deserializer=_tolerant(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
         return rewrapped
@@ -84,16 +108,18 @@ class Guard(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
                 if isinstance(request, _Malformed):
-                    raise TandemError(
-                        Reason.MALFORMED_MESSAGE, f"The {request.size_bytes} bytes are not a request of {method}."
-                    )
+                    raise request.error(method)
+                if isinstance(request, AsyncIterable):
+                    request = _readable(request, method)
                 with self._gate.inside(method):
                     return await behaviour(request, context)
             except TandemError as error:
+                _REASON.set(error.reason.value)
                 await _abort(context, error, self._request_id())
             except (grpc.aio.AbortError, asyncio.CancelledError):
                 raise
             except Exception:
+                _REASON.set(Reason.INTERNAL_ERROR.value)
                 request_id = self._request_id()
                 LOG.exception("%s failed, request %s", method, request_id)
                 fault = TandemError(Reason.INTERNAL_ERROR, f"A fault of the router; the log has request {request_id}.")
@@ -103,6 +129,28 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def _request_id(self) -> str:
         return _REQUEST_ID.get() or self._ids.uuid()
+
+
+def _timed(behaviour: Behaviour, method: str, ended: CallEnded) -> Behaviour:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        code: str | None = None
+        try:
+            return await behaviour(request, context)
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        finally:
+            ended(method, code or _code(context), _REASON.get(), loop.time() - began_s)
+
+    return call
+
+
+def _code(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """The status that the call has; grpc.aio has 0 for a call that was not aborted."""
+    stated: Any = context.code()
+    return Code(stated.value[0] if isinstance(stated, grpc.StatusCode) else int(stated or 0)).name
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: TandemError, request_id: str) -> NoReturn:

@@ -21,7 +21,7 @@ from tandem.v1 import (
 )
 from tandem_router.ports import Ids
 from tandem_router.services.gate import Gate
-from tandem_router.services.guard import Guard
+from tandem_router.services.guard import CallEnded, Guard
 from tandem_router.services.health import HealthServicer
 from tandem_router.services.job import JobServicer
 from tandem_router.services.pair import PairServicer
@@ -59,10 +59,15 @@ class TransportLimits:
 
 
 def router_server(
-    router: RouterServicer, health: HealthServicer, ids: Ids, limits: TransportLimits, gate: Gate | None = None
+    router: RouterServicer,
+    health: HealthServicer,
+    ids: Ids,
+    limits: TransportLimits,
+    gate: Gate | None = None,
+    ended: CallEnded | None = None,
 ) -> grpc.aio.Server:
     """The public listener's server, without a port."""
-    server = _server(ids, limits, gate)
+    server = _server(ids, limits, gate, ended)
     router_service_pb2_grpc.add_RouterServiceServicer_to_server(router, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     add_reflection(server, (*ROUTER_SERVICES, _HEALTH))
@@ -77,9 +82,10 @@ def admin_server(
     ids: Ids,
     limits: TransportLimits,
     gate: Gate | None = None,
+    ended: CallEnded | None = None,
 ) -> grpc.aio.Server:
     """The admin listener's server, without a port. channelz is process-global: it shows the public listener too."""
-    server = _server(ids, limits, gate)
+    server = _server(ids, limits, gate, ended)
     worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(worker, server)
     job_service_pb2_grpc.add_JobServiceServicer_to_server(job, server)
     pair_service_pb2_grpc.add_PairServiceServicer_to_server(pair, server)
@@ -94,8 +100,8 @@ def add_health_reflection(server: grpc.Server) -> None:
     add_sync_reflection(server, (_HEALTH,))
 
 
-def _server(ids: Ids, limits: TransportLimits, gate: Gate | None) -> grpc.aio.Server:
-    return grpc.aio.server(interceptors=[Guard(ids, gate)], options=_options(limits))
+def _server(ids: Ids, limits: TransportLimits, gate: Gate | None, ended: CallEnded | None) -> grpc.aio.Server:
+    return grpc.aio.server(interceptors=[Guard(ids, gate, ended)], options=_options(limits))
 
 
 def _options(limits: TransportLimits) -> Sequence[tuple[str, int]]:

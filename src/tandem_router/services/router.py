@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 
@@ -13,6 +13,7 @@ from tandem_router.model.request import RequestContext
 from tandem_router.ports import Clock, Ids, TextCodec, TextCodecs
 from tandem_router.runtime.models import ServedModel
 from tandem_router.services.contract import Registry, TokenRelay
+from tandem_router.services.forwarding import ForwardedMetadata, Metadata
 from tandem_router.services.guard import name_request, unimplemented
 from tandem_router.services.sink import GrpcTokenSink, ServerContext
 from tandem_router.wire.checks import at_most, invalid, not_yet, present, text
@@ -38,6 +39,8 @@ class RouterLimits:
     max_prompt_bytes: int = 4 * 1024 * 1024
     slow_client_timeout_s: float = 30.0
     """A write that waits longer than this for the client to read ends the call with SLOW_CLIENT."""
+    forward: ForwardedMetadata = field(default_factory=ForwardedMetadata)
+    """What of a call's metadata workers see."""
 
 
 class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
@@ -71,7 +74,7 @@ class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
             self._model("")  # raises INVALID_REQUEST unless exactly one is served
         checked = generate_of(request, request_id=request_id, max_prompt_bytes=self._limits.max_prompt_bytes)
         sink = GrpcTokenSink(context, request_id, request.model)
-        call = self._relay.start(checked, self._caller(context), sink)
+        call = self._relay.start(checked, self._caller(context, request_id), sink)
         # A stalled client's cancel is no CancelledError for a blocked handler; the callback fires in every case.
         context.add_done_callback(lambda _: call.cancel())  # type: ignore[arg-type]  # the stub wants a class of its own
         sink.watch(self._limits.slow_client_timeout_s, call.cancel)
@@ -87,13 +90,14 @@ class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
         """Stop a live request of the caller."""
         request_id = request_id_of(request.request_id)
         text("reason", request.reason, most=512)
-        if not self._relay.abort(PRINCIPAL, request_id):
+        aborted = self._relay.abort(PRINCIPAL, request_id)
+        if aborted is None:
             raise TandemError(
                 Reason.REQUEST_NOT_FOUND,
                 f'No live request has the id "{request_id}".',
                 metadata={"request_id": request_id},
             )
-        return router_service_pb2.AbortResponse(request_id=request_id)
+        return router_service_pb2.AbortResponse(request_id=request_id, completion_tokens=aborted.completion_tokens)
 
     async def ListModels(
         self, request: router_service_pb2.ListModelsRequest, context: Context
@@ -168,14 +172,14 @@ class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
         """Not carried out yet."""
         raise unimplemented("GenerateSession")
 
-    def _caller(self, context: ServerContext) -> RequestContext:
+    def _caller(self, context: ServerContext, request_id: str) -> RequestContext:
         remaining_s = context.time_remaining()
-        metadata = dict(context.invocation_metadata() or ())
-        traceparent = metadata.get("traceparent")
+        metadata: Metadata = context.invocation_metadata() or ()  # type: ignore[assignment]  # the stub's type is looser
         return RequestContext(
             principal=PRINCIPAL,
             deadline_s=None if remaining_s is None else self._clock.monotonic_s() + remaining_s,
-            traceparent=traceparent if isinstance(traceparent, str) else None,
+            traceparent=self._limits.forward.traceparent(metadata),
+            forwarded=self._limits.forward.of(metadata, request_id),
         )
 
     async def _pack(self, model: ServedModel) -> model_pb2.Model:

@@ -14,7 +14,8 @@ import grpc
 from tandem.v1 import generate_pb2, generate_result_pb2
 from tandem_router.errors import Reason, TandemError
 from tandem_router.model.failure import Failure
-from tandem_router.model.stream import Finished, OutputChunk
+from tandem_router.model.stream import Finished, OutputChunk, QueueStatus
+from tandem_router.wire.queue import queue_pb
 from tandem_router.wire.result import chunk_pb, finished_pb
 from tandem_router.wire.status import REQUEST_ID_KEY
 
@@ -34,6 +35,10 @@ class GrpcTokenSink:
         self._text_offsets: dict[int, int] = {}
         self._waiting_since_s: float | None = None
         self._watch: asyncio.TimerHandle | None = None
+
+    async def queued(self, status: QueueStatus) -> None:
+        """Write where the request stands; raises REQUEST_CANCELLED when the client is gone."""
+        await self._write(queue_pb(status, self._request_id if self._is_first else ""))
 
     async def chunk(self, chunk: OutputChunk) -> None:
         """Write new output; raises REQUEST_CANCELLED when the client is gone."""

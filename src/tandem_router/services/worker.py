@@ -128,6 +128,8 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         await watch_workers(self._watches, request, context)
 
     async def _pack(self, workers: Sequence[Worker], include_load: bool) -> list[worker_pb2.Worker]:
+        if include_load:
+            workers = await self._registry.with_loads(workers)
         jobs: dict[JobId, Job] = {}
         if any(worker.current_job is not None for worker in workers):
             jobs = {job.id: job for job in await self._registry.list_jobs()}

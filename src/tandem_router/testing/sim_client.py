@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from tandem_router.errors import TandemError
 from tandem_router.model.request import RequestContext
-from tandem_router.model.stream import Finished, OutputChunk
+from tandem_router.model.stream import Finished, OutputChunk, QueueStatus
 from tandem_router.runtime.relay import Relay, RelayCall
 from tandem_router.testing.scenario import ClientPlan, Stop
 
@@ -30,6 +30,7 @@ class ClientRecord:
     tokens: dict[int, list[int]] = field(default_factory=dict)
     finished: Finished | None = None
     error: TandemError | None = None
+    queue: list[QueueStatus] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     """Breaches of the sink's contract."""
 
@@ -52,6 +53,14 @@ class SimSink:
         self._loop = loop
         self._chunks = 0
         self._is_inside = False
+
+    async def queued(self, status: QueueStatus) -> None:
+        """Take a word on the queue; must come before any chunk."""
+        self._enter("queued")
+        self._is_inside = False
+        if self._chunks:
+            self._record.problems.append("queued after a chunk")
+        self._record.queue.append(status)
 
     async def chunk(self, chunk: OutputChunk) -> None:
         """Take a chunk; must be called one at a time, with contiguous offsets per choice."""

@@ -97,7 +97,7 @@ class GrpcEngine:
         Raises TandemError where the dialect refuses the leg.
         """
         request = self._dialect.generate_request(leg, self._facts)
-        metadata = self._metadata
+        metadata = (*self._metadata, *leg.metadata)
         if leg.traceparent is not None:
             metadata = (*metadata, ("traceparent", leg.traceparent))
         deadline_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s

@@ -20,6 +20,7 @@ __all__ = [
     "not_yet",
     "number",
     "present",
+    "refuse_room",
     "refuse_unless_default",
     "text",
     "text_map",
@@ -52,6 +53,17 @@ def refuse_unless_default(path: str, value: object, default: object) -> None:
     """Refuse a field that is not carried out, except where it asks for what happens anyway."""
     if value != default:
         raise not_yet(path)
+
+
+def refuse_room(path: str, values: Mapping[str, str]) -> None:
+    """Raise CLIENT_SUPPLIED_ROOM where free text names a bootstrap room, as clients of other routers send one.
+
+    It would go nowhere; who sends it believes otherwise.
+    """
+    for key in values:
+        if key.lower().replace("-", "_") == "bootstrap_room":
+            sentence = "Bootstrap rooms are minted by the router alone; leave it out."
+            raise TandemError(Reason.CLIENT_SUPPLIED_ROOM, sentence, field=f"{path}[{key}]")
 
 
 def number(

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from tandem.v1 import generate_pb2 as pb
 from tandem.v1 import message_pb2
 from tandem_router.errors import Reason, TandemError
 from tandem_router.model.ids import WorkerId
-from tandem_router.model.request import ChatMessage, GenerateRequest, Output, ServingMode
-from tandem_router.wire.checks import invalid, not_yet, number, present, text, text_map, worker_id
+from tandem_router.model.request import ChatMessage, GenerateRequest, Output, Sampling, ServingMode
+from tandem_router.wire.checks import (
+    duration,
+    invalid,
+    not_yet,
+    number,
+    present,
+    refuse_room,
+    text,
+    text_map,
+    worker_id,
+)
+from tandem_router.wire.constraint import constraint_of
 from tandem_router.wire.sampling import sampling_of, timeouts_of
 
 __all__ = ["generate_of", "messages_of", "request_id_of", "text_of"]
@@ -50,7 +62,7 @@ def generate_of(message: pb.GenerateRequest, *, request_id: str, max_prompt_byte
     request_id: as given, or minted where the message left it empty. max_prompt_bytes: of text, or 4 per token id. An
     empty model stays empty: the relay knows whether there is only one. Raises TandemError with the field's path:
     INVALID_REQUEST, EMPTY_PROMPT, PROMPT_TOO_LONG, TOKEN_OUT_OF_VOCABULARY, INVALID_WORKER_ID,
-    FEATURE_NOT_IMPLEMENTED.
+    CLIENT_SUPPLIED_ROOM, FEATURE_NOT_IMPLEMENTED.
     """
     _refuse_what_is_not_carried_out(message)
     kind = message.WhichOneof("input")
@@ -58,6 +70,7 @@ def generate_of(message: pb.GenerateRequest, *, request_id: str, max_prompt_byte
         raise invalid("input", "Set exactly one of text, token_ids and chat.")
     prompt = text_of(message.text, max_prompt_bytes) if kind == "text" else None
     token_ids = _token_ids(message, max_prompt_bytes) if kind == "token_ids" else None
+    refuse_room("metadata", message.metadata)
     text_map("metadata", message.metadata, most=16, key_most=64, value_most=512)
     messages = messages_of(message.chat, max_prompt_bytes) if kind == "chat" else None
     top = message.logprobs.top
@@ -69,12 +82,15 @@ def generate_of(message: pb.GenerateRequest, *, request_id: str, max_prompt_byte
         text=prompt,
         token_ids=token_ids,
         messages=messages,
-        sampling=sampling_of(message.sampling),
+        sampling=_sampling(message),
         output=_output(message, kind),
         timeouts=timeouts_of(message.timeouts),
         output_logprobs=message.logprobs.output,
+        prompt_logprobs=message.logprobs.prompt,
+        prompt_logprobs_start=_prompt_start(message),
         top_logprobs=number("logprobs.top", top, most=MAX_TOP_LOGPROBS),
         priority=number("priority", message.priority, least=-100, most=100),
+        queue_updates_s=duration(message, "queue_updates", message.queue_updates, least_s=0.1),
         session_key=text("session_key", message.session_key, most=256, in_bytes=True) or None,
         target_worker_id=target,
         target_dp_rank=target_rank,
@@ -86,11 +102,6 @@ def generate_of(message: pb.GenerateRequest, *, request_id: str, max_prompt_byte
 
 def _refuse_what_is_not_carried_out(message: pb.GenerateRequest) -> None:
     """Refused, never dropped: an answer that ignores what was asked for is a wrong answer."""
-    for name in ("constraint", "queue_updates"):
-        if present(message, name):
-            raise not_yet(name)
-    if message.priority:
-        raise not_yet("priority", "There is no queue yet in which it could count.")
     if message.session_key:
         raise not_yet("session_key", "Requests do not stick to workers yet.")
     if message.adapters:
@@ -102,8 +113,23 @@ def _refuse_what_is_not_carried_out(message: pb.GenerateRequest) -> None:
         raise not_yet("resume_window")
     if message.migration not in (pb.MIGRATION_MODE_UNSPECIFIED, pb.MIGRATION_MODE_OFF):
         raise not_yet("migration", "Only MIGRATION_MODE_OFF is carried out.")
-    if message.logprobs.prompt or message.logprobs.prompt_start:
-        raise not_yet("logprobs.prompt", "Log probabilities are returned for the answer only.")
+
+
+def _sampling(message: pb.GenerateRequest) -> Sampling:
+    sampling = sampling_of(message.sampling)
+    if not present(message, "constraint"):
+        return sampling
+    return replace(sampling, constraint=constraint_of(message.constraint))
+
+
+def _prompt_start(message: pb.GenerateRequest) -> int:
+    start = message.logprobs.prompt_start
+    if start and not message.logprobs.prompt:
+        raise invalid("logprobs.prompt_start", "It says where logprobs.prompt begins, which is not set.")
+    tokens = len(message.token_ids.ids)
+    if tokens and start >= tokens:
+        raise invalid("logprobs.prompt_start", f"The prompt has {tokens} tokens.")
+    return start
 
 
 def _target(message: pb.GenerateRequest, name: Literal["target_worker", "target_prefill_worker"]) -> _Target:

@@ -10,8 +10,8 @@ from tandem_router.model.spec import ModelCard, WorkerType
 from tandem_router.model.worker import Worker, WorkerStatus
 from tandem_router.wire.connector import connector_pb
 from tandem_router.wire.model_card import card_pb
+from tandem_router.wire.sampling import default_sampling_pb
 from tandem_router.wire.scalars import timestamp_pb
-from tandem_router.wire.worker import default_sampling_pb
 
 __all__ = ["Fits", "model_pb"]
 

@@ -7,6 +7,7 @@ from google.protobuf import json_format
 from tandem.v1 import model_card_pb2 as pb
 from tandem_router.model.spec import ModelCard
 from tandem_router.wire.checks import at_most, invalid, number, present, text
+from tandem_router.wire.sampling import default_sampling_pb, defaults_of
 
 __all__ = ["card_of", "card_pb"]
 
@@ -42,6 +43,7 @@ def card_of(message: pb.ModelCard, path: str) -> ModelCard:
         id2label=dict(message.id2label),
         num_labels=message.num_labels if present(message, "num_labels") else None,
         vocab_size=_size(message, f"{path}.vocab_size"),
+        default_sampling=defaults_of(message.default_sampling, f"{path}.default_sampling"),
         metadata=json_format.MessageToDict(message.metadata),
     )
 
@@ -64,6 +66,7 @@ def card_pb(card: ModelCard) -> pb.ModelCard:
         id2label=card.id2label,
         num_labels=card.num_labels,
         vocab_size=card.vocab_size,
+        default_sampling=default_sampling_pb(card.default_sampling),
     )
     if card.metadata:
         json_format.ParseDict(dict(card.metadata), message.metadata)

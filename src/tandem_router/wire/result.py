@@ -32,6 +32,7 @@ def chunk_pb(chunk: OutputChunk, next_text_offset: int, request_id: str) -> gene
             next_offset=chunk.next_offset,
             next_text_offset=next_text_offset,
             logprobs=[_logprob_pb(one) for one in chunk.logprobs] if chunk.logprobs else (),
+            prompt_logprobs=[_logprob_pb(one) for one in chunk.prompt_logprobs] if chunk.prompt_logprobs else (),
         ),
         request_id=request_id,
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tandem.v1 import generate_pb2, sampling_pb2
+from tandem_router.core.default_sampling import RANGES
 from tandem_router.model.request import Sampling, Timeouts
 from tandem_router.wire.checks import at_most, duration, invalid, number, present, refuse_unless_default, text
 
-__all__ = ["sampling_of", "timeouts_of"]
+__all__ = ["default_sampling_pb", "defaults_of", "sampling_of", "timeouts_of"]
 
 _INT32_MOST = 2**31 - 1
 """Engines' own protocols hold counts and token ids as int32."""
@@ -20,7 +23,6 @@ def sampling_of(message: sampling_pb2.SamplingParams, path: str = "sampling") ->
     refuse_unless_default(f"{path}.typical_p", message.typical_p if present(message, "typical_p") else 1.0, 1.0)
     spaces = message.spaces_between_special_tokens if present(message, "spaces_between_special_tokens") else True
     refuse_unless_default(f"{path}.spaces_between_special_tokens", spaces, True)
-    refuse_unless_default(f"{path}.include_stop", message.include_stop, False)
     refuse_unless_default(f"{path}.banned_token_ids", len(message.banned_token_ids), 0)
     at_most(f"{path}.stop", message.stop, 16)
     at_most(f"{path}.stop_token_ids", message.stop_token_ids, 64)
@@ -53,6 +55,7 @@ def sampling_of(message: sampling_pb2.SamplingParams, path: str = "sampling") ->
         ),
         ignore_eos=message.ignore_eos if present(message, "ignore_eos") else None,
         skip_special_tokens=message.skip_special_tokens if present(message, "skip_special_tokens") else None,
+        include_stop=message.include_stop,
         logit_bias={
             number(f"{path}.logit_bias key", key, most=_INT32_MOST): number(
                 f"{path}.logit_bias[{key}]", value, least=-100, most=100
@@ -60,6 +63,31 @@ def sampling_of(message: sampling_pb2.SamplingParams, path: str = "sampling") ->
             for key, value in message.logit_bias.items()
         },
     )
+
+
+def defaults_of(message: sampling_pb2.SamplingParams, path: str) -> Mapping[str, float]:
+    """Checked defaults by name; raises INVALID_REQUEST with the path of a value outside its range, or of no default."""
+    stated = [field.name for field, _ in message.ListFields()]
+    for name in stated:
+        if name not in RANGES:
+            raise invalid(f"{path}.{name}", "It has no default; set it in requests.")
+    sampling = sampling_of(message, path)
+    return {name: float(getattr(sampling, name)) for name in RANGES if name in stated}
+
+
+def default_sampling_pb(defaults: Mapping[str, float]) -> sampling_pb2.SamplingParams | None:
+    """Published sampling defaults by the schema's names; names it does not have are left out. None where nothing is."""
+    known = sampling_pb2.SamplingParams.DESCRIPTOR.fields_by_name
+    message = sampling_pb2.SamplingParams()
+    for name, value in defaults.items():
+        field = known.get(name)
+        if field is None or field.is_repeated:
+            continue
+        is_whole = field.cpp_type in (field.CPPTYPE_UINT32, field.CPPTYPE_UINT64)
+        if is_whole and value < 0:  # top_k -1 is an engine's way of saying "off", which is the schema's 0
+            value = 0
+        setattr(message, name, int(value) if is_whole else value)
+    return message if message.ByteSize() else None
 
 
 def timeouts_of(message: generate_pb2.Timeouts, path: str = "timeouts") -> Timeouts:

@@ -114,11 +114,8 @@ def refuse_what_is_not_carried_out(spec: WorkerSpec, path: str = "spec") -> None
 
     A line goes when the runtime reads its field.
     """
-    refuse_unless_default(f"{path}.priority", spec.priority, None if spec.priority is None else 50)
-    refuse_unless_default(f"{path}.cost", spec.cost, None if spec.cost is None else 1.0)
     refuse_unless_default(f"{path}.resilience", spec.resilience, ResilienceOverrides())
     refuse_unless_default(f"{path}.overload", spec.overload, OverloadOverrides())
-    refuse_unless_default(f"{path}.load_monitor_interval", spec.load_monitor_interval_s, None)
     for index, card in enumerate(spec.models):
         for name in ("tokenizer_path", "chat_template", "reasoning_parser", "tool_parser"):
             refuse_unless_default(f"{path}.models[{index}].{name}", getattr(card, name), None)

@@ -9,7 +9,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tandem.v1 import (
     kv_pb2,
-    sampling_pb2,
     worker_facts_pb2,
     worker_load_pb2,
     worker_pb2,
@@ -23,10 +22,11 @@ from tandem_router.model.worker import Condition, Drain, Rank, RankLoad, Worker,
 from tandem_router.wire.connector import connector_pb
 from tandem_router.wire.job import job_pb
 from tandem_router.wire.model_card import card_pb
+from tandem_router.wire.sampling import default_sampling_pb
 from tandem_router.wire.scalars import failure_pb, reason_pb, timestamp_pb
 from tandem_router.wire.spec import kv_role_pb, spec_pb
 
-__all__ = ["default_sampling_pb", "worker_counts_pb", "worker_pb"]
+__all__ = ["worker_counts_pb", "worker_pb"]
 
 
 def worker_pb(
@@ -166,18 +166,3 @@ def _facts_pb(worker: Worker, facts: WorkerFacts) -> worker_facts_pb2.WorkerFact
         default_sampling=default_sampling_pb(facts.default_sampling),
         labels={"instance": facts.instance} if facts.instance else {},
     )
-
-
-def default_sampling_pb(defaults: Mapping[str, float]) -> sampling_pb2.SamplingParams | None:
-    """Published sampling defaults by the schema's names; names it does not have are left out. None where nothing is."""
-    known = sampling_pb2.SamplingParams.DESCRIPTOR.fields_by_name
-    message = sampling_pb2.SamplingParams()
-    for name, value in defaults.items():
-        field = known.get(name)
-        if field is None or field.is_repeated:
-            continue
-        is_whole = field.cpp_type in (field.CPPTYPE_UINT32, field.CPPTYPE_UINT64)
-        if is_whole and value < 0:  # top_k -1 is an engine's way of saying "off", which is the schema's 0
-            value = 0
-        setattr(message, name, int(value) if is_whole else value)
-    return message if message.ByteSize() else None
