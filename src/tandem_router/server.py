@@ -156,18 +156,16 @@ class RouterServer:
     async def start(self) -> Addresses:
         """Open every listener; raises OSError when one cannot be had."""
         settings = self._settings
-        addresses = Addresses(
-            listen=_open(self._public, settings.listen, None),
-            admin_listen=_open(self._admin, settings.admin_listen, self._admin_credentials),
-            health_listen=self._open_health(settings.health_listen),
-            metrics_listen=self._telemetry.start(settings.metrics_listen, self._look, self._control.fleet.workers),
-        )
         await self._control.start()
         self._heartbeat.beat()
         self._beating = asyncio.create_task(self._heartbeat.run(settings.heartbeat_interval_s), name="heartbeat")
+        metrics = self._telemetry.start(settings.metrics_listen, self._look, self._control.fleet.workers)
+        # A bound port takes connections, so it is served at once; health comes last, for SERVING must be true.
+        listen = _open(self._public, settings.listen, None)
         await self._public.start()
+        admin = _open(self._admin, settings.admin_listen, self._admin_credentials)
         await self._admin.start()
-        return addresses
+        return Addresses(listen, admin, self._open_health(settings.health_listen), metrics)
 
     def statistics(self) -> RelayStatistics:
         """What is live now and how calls have ended."""

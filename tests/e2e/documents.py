@@ -96,7 +96,7 @@ def _free_ports(count: int) -> list[str]:
 
 
 def _awaiting_starts(script: str) -> str:
-    """A script whose `&` lines write to the log, and whose other lines wait until those listen.
+    """A script whose `&` lines write to the log, and whose other lines, and end, wait until those listen.
 
     A reader needs no such wait: they take longer to paste the next line than a process takes to start. What is started
     must not hold the pipe that the output is read from, or reading would not end.
@@ -111,4 +111,5 @@ def _awaiting_starts(script: str) -> str:
             lines += [_AWAIT.format(port=port) for port in starting]
             starting = []
         lines.append(line)
+    lines += [_AWAIT.format(port=port) for port in starting]
     return "\n".join(lines) + "\n"

@@ -93,7 +93,7 @@ def test_every_golden_file_has_a_case() -> None:
         (SGLANG, Constraint(ConstraintKind.GBNF, 'root ::= "a"')),
         (VLLM, Constraint(ConstraintKind.GBNF, 'root ::= "a"')),
     ],
-    ids=str,
+    ids=["sglang-choice", "sglang-gbnf", "vllm-gbnf"],
 )
 def test_a_constraint_without_a_field_on_the_wire_is_refused(dialect: Dialect, constraint: Constraint) -> None:
     with pytest.raises(TandemError) as caught:

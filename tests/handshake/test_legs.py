@@ -64,7 +64,9 @@ def test_the_decode_of_a_handoff_without_parameters_is_never_built() -> None:
         )
 
 
-@pytest.mark.parametrize("shake", [RendezvousHandshake(), RelayedHandshake(AbortInTransfer.SAFE)], ids=repr)
+@pytest.mark.parametrize(
+    "shake", [RendezvousHandshake(), RelayedHandshake(AbortInTransfer.SAFE)], ids=["rendezvous", "handoff"]
+)
 def test_the_prompts_logprobs_are_asked_of_the_leg_that_computes_it(shake: Handshake) -> None:
     leg = replace(LEG, prompt_logprobs=True, output_logprobs=True, top_logprobs=3)
     prefill = shake.prefill_leg(leg, prefill=PREFILL, decode=DECODE, room=1042)

@@ -108,7 +108,8 @@ class Generation:
             tries.cancel(failure)
 
     def close(self) -> None:
-        """Let go of the timers."""
+        """Let go of the timers, and of what the call was made of: long prompts must not wait for the collector."""
+        self._tries = []
         for stop in self._stops.values():
             stop.cancel()
         if self._timer is not None:
