@@ -25,6 +25,7 @@ from tandem_router.engines.guards import (
     refuse_broken_leg,
     refuse_empty_prompt,
 )
+from tandem_router.engines.loads import core_loads
 from tandem_router.errors import Code, Reason, TandemError
 from tandem_router.model.failure import EngineFailure
 from tandem_router.model.pairing import AbortInTransfer, HandshakeKind, KvRole, LegRole, TransferParams
@@ -162,16 +163,7 @@ class VllmDialect:
 
     def loads(self, response: Any, sampled_at_s: float) -> Sequence[RankLoad]:
         """One sample per rank."""
-        return [
-            RankLoad(
-                running=load.num_running_reqs,
-                waiting=load.num_waiting_reqs,
-                used_tokens=load.num_used_tokens,
-                max_tokens=load.max_total_num_tokens,
-                sampled_at_s=sampled_at_s,
-            )
-            for load in sorted(response.loads, key=lambda load: load.dp_rank)
-        ]
+        return core_loads(response, sampled_at_s)
 
     def tokenizer_request(self) -> Message:
         """Empty."""
