@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from tandem_router.errors import Code, Reason, TandemError
 from tandem_router.ports import Ids
 from tandem_router.services.gate import Gate
-from tandem_router.wire.status import encode
+from tandem_router.wire.status import WireStatus, encode
 
 __all__ = ["CallEnded", "Guard", "name_request", "unimplemented"]
 
@@ -114,16 +114,19 @@ class Guard(grpc.aio.ServerInterceptor):
                 with self._gate.inside(method):
                     return await behaviour(request, context)
             except TandemError as error:
-                _REASON.set(error.reason.value)
-                await _abort(context, error, self._request_id())
+                refusal, request_id = error, self._request_id()
             except (grpc.aio.AbortError, asyncio.CancelledError):
                 raise
             except Exception:
-                _REASON.set(Reason.INTERNAL_ERROR.value)
                 request_id = self._request_id()
                 LOG.exception("%s failed, request %s", method, request_id)
-                fault = TandemError(Reason.INTERNAL_ERROR, f"A fault of the router; the log has request {request_id}.")
-                await _abort(context, fault, request_id)
+                sentence = f"A fault of the router; the log has request {request_id}."
+                refusal = TandemError(Reason.INTERNAL_ERROR, sentence)
+            _REASON.set(refusal.reason.value)
+            # grpcio 1.85 keeps an abort's exception in a cycle with its call until the garbage collector comes. It must
+            # not lead to the request: a few refused prompts of megabytes would be as good as a leak.
+            del request
+            return await _abort(context, encode(_without_traces(refusal), request_id=request_id))
 
         return call
 
@@ -136,8 +139,10 @@ def _timed(behaviour: Behaviour, method: str, ended: CallEnded) -> Behaviour:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         code: str | None = None
+        running = behaviour(request, context)
+        del request  # see _guarded: this frame, too, outlives an aborted call
         try:
-            return await behaviour(request, context)
+            return await running
         except asyncio.CancelledError:
             code = "CANCELLED"
             raise
@@ -153,8 +158,13 @@ def _code(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     return Code(stated.value[0] if isinstance(stated, grpc.StatusCode) else int(stated or 0)).name
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: TandemError, request_id: str) -> NoReturn:
-    status = encode(error, request_id=request_id)
+def _without_traces(error: TandemError) -> TandemError:
+    """The error without the frames that it came through, and their locals."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], status: WireStatus) -> NoReturn:
     # The stub wants pairs of one type; grpcio takes text and "-bin" bytes mixed.
     trailers: Any = status.trailers
     await context.abort(_CODES[status.code], status.message, trailing_metadata=trailers)
