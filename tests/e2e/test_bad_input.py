@@ -24,8 +24,8 @@ CASES = bad_requests()
 LOOPING = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 WARM_ROUNDS, ROUNDS = 4, 16
 RSS_GROWTH_MOST_KB = 48 * 1024
-"""Of the later rounds, 400 MB of requests in all, after the first have warmed buffers, pools and arenas. Keeping only the
-text of 5 MiB would be 80 MB."""
+"""Of the later rounds, 400 MB of requests in all, after the first have warmed buffers, pools and arenas. Keeping only
+the text of 5 MiB would be 80 MB."""
 
 
 @pytest.fixture(scope="module")
