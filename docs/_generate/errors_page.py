@@ -16,7 +16,7 @@ __all__ = ["errors_page"]
 _HEAD = f"""\
 # Errors
 
-<!-- Written by `make docs` from src/tandem_router/errors.py and proto/. Change those, not this. -->
+<!-- Written by `make docs` from src/tandem_router/errors/ and proto/. Change those, not this. -->
 
 A call that fails ends with a gRPC status. Its message begins with the reason and names the field at fault, if there is
 one: `MODEL_NOT_FOUND: model: no worker serves model nobody`. Its details (`grpc-status-details-bin`) are, where they

@@ -14,7 +14,7 @@ from tandem_router.errors import TABLE, Reason
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src/tandem_router"
-ELSEWHERE = {"errors.py", "cli", "testing"}
+ELSEWHERE = {"errors", "cli", "testing"}
 """Where naming a reason is not raising it: the table, the client's side of the wire, and the stand-ins."""
 PROMISED = {Reason.STREAM_TAKEN_OVER: "ResumeGenerate", Reason.PAIR_NOT_FOUND: "ReleasePair"}
 """Reason -> the rpc whose schema has it, which answers FEATURE_NOT_IMPLEMENTED for now."""

@@ -1,95 +1,14 @@
-"""The one table of reasons: what went wrong, as a word a program can switch on and a sentence a person can act on.
-
-Every refusal that leaves Tandem is a row here. `wire/status.py` turns rows into gRPC status with `google.rpc.ErrorInfo`
-and back; docs/errors.md is generated from it. The code of a row is chosen by what the caller should do next
-(AIP-193): fix the request, change something first, slow down, try again, resync, or tell us.
-"""
+"""What each reason means, and what its reader should do."""
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["DOMAIN", "TABLE", "Code", "Reason", "Row", "TandemError"]
+from tandem_router.errors.codes import Code
+from tandem_router.errors.reasons import Reason
 
-DOMAIN = "tandem"
-"""`ErrorInfo.domain` of every reason in this table."""
-
-
-class Code(enum.IntEnum):
-    """gRPC status codes by their wire number (google.rpc.Code)."""
-
-    OK = 0
-    CANCELLED = 1
-    UNKNOWN = 2
-    INVALID_ARGUMENT = 3
-    DEADLINE_EXCEEDED = 4
-    NOT_FOUND = 5
-    ALREADY_EXISTS = 6
-    PERMISSION_DENIED = 7
-    RESOURCE_EXHAUSTED = 8
-    FAILED_PRECONDITION = 9
-    ABORTED = 10
-    OUT_OF_RANGE = 11
-    UNIMPLEMENTED = 12
-    INTERNAL = 13
-    UNAVAILABLE = 14
-    DATA_LOSS = 15
-    UNAUTHENTICATED = 16
-
-
-class Reason(enum.StrEnum):
-    """`ErrorInfo.reason` values; stable once released."""
-
-    INVALID_REQUEST = "INVALID_REQUEST"
-    MALFORMED_MESSAGE = "MALFORMED_MESSAGE"
-    INVALID_WORKER_ID = "INVALID_WORKER_ID"
-    INVALID_WORKER_URL = "INVALID_WORKER_URL"
-    EMPTY_PROMPT = "EMPTY_PROMPT"
-    PROMPT_TOO_LONG = "PROMPT_TOO_LONG"
-    TOKEN_OUT_OF_VOCABULARY = "TOKEN_OUT_OF_VOCABULARY"
-    CLIENT_SUPPLIED_ROOM = "CLIENT_SUPPLIED_ROOM"
-    FEATURE_NOT_IMPLEMENTED = "FEATURE_NOT_IMPLEMENTED"
-    MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
-    WORKER_NOT_FOUND = "WORKER_NOT_FOUND"
-    JOB_NOT_FOUND = "JOB_NOT_FOUND"
-    PAIR_NOT_FOUND = "PAIR_NOT_FOUND"
-    REQUEST_NOT_FOUND = "REQUEST_NOT_FOUND"
-    WORKER_ALREADY_EXISTS = "WORKER_ALREADY_EXISTS"
-    WORKER_CREATE_IN_PROGRESS = "WORKER_CREATE_IN_PROGRESS"
-    REQUEST_ID_IN_USE = "REQUEST_ID_IN_USE"
-    REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
-    GENERATION_MISMATCH = "GENERATION_MISMATCH"
-    WORKER_BEING_DELETED = "WORKER_BEING_DELETED"
-    JOB_QUEUE_FULL = "JOB_QUEUE_FULL"
-    JOB_FINISHED = "JOB_FINISHED"
-    TOO_MANY_REQUESTS = "TOO_MANY_REQUESTS"
-    SLOW_CLIENT = "SLOW_CLIENT"
-    NO_READY_WORKER = "NO_READY_WORKER"
-    NO_COMPATIBLE_PAIR = "NO_COMPATIBLE_PAIR"
-    DRAINING = "DRAINING"
-    WORKER_UNREACHABLE = "WORKER_UNREACHABLE"
-    WORKER_LOST = "WORKER_LOST"
-    WORKER_REFUSED = "WORKER_REFUSED"
-    ENGINE_ERROR = "ENGINE_ERROR"
-    ENGINE_PROTOCOL_ERROR = "ENGINE_PROTOCOL_ERROR"
-    ENGINE_ABORTED = "ENGINE_ABORTED"
-    KV_TRANSFER_FAILED = "KV_TRANSFER_FAILED"
-    TOKENIZER_UNAVAILABLE = "TOKENIZER_UNAVAILABLE"
-    RUNTIME_NOT_DETECTED = "RUNTIME_NOT_DETECTED"
-    RUNTIME_CANNOT_SEED = "RUNTIME_CANNOT_SEED"
-    RUNTIME_CANNOT_RETURN_CONTEXT_PARAMS = "RUNTIME_CANNOT_RETURN_CONTEXT_PARAMS"
-    RUNTIME_CANNOT_RETURN_PROMPT_LOGPROBS = "RUNTIME_CANNOT_RETURN_PROMPT_LOGPROBS"
-    RUNTIME_CANNOT_CONSTRAIN = "RUNTIME_CANNOT_CONSTRAIN"
-    QUEUE_TIMEOUT = "QUEUE_TIMEOUT"
-    FIRST_TOKEN_TIMEOUT = "FIRST_TOKEN_TIMEOUT"
-    INTER_TOKEN_TIMEOUT = "INTER_TOKEN_TIMEOUT"
-    TOTAL_TIMEOUT = "TOTAL_TIMEOUT"
-    REQUEST_CANCELLED = "REQUEST_CANCELLED"
-    STREAM_TAKEN_OVER = "STREAM_TAKEN_OVER"
-    REVISION_COMPACTED = "REVISION_COMPACTED"
-    INTERNAL_ERROR = "INTERNAL_ERROR"
+__all__ = ["TABLE", "Row"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +93,12 @@ TABLE: Mapping[Reason, Row] = {
     Reason.REQUEST_NOT_FOUND: Row(
         Code.NOT_FOUND, False, "No live request of this caller has that id.", "Nothing: it has ended, or never began."
     ),
+    Reason.ADAPTER_NOT_FOUND: Row(
+        Code.NOT_FOUND,
+        False,
+        "No worker that could take the request has the adapter loaded.",
+        "Call ListAdapters for the names; an operator loads one with LoadAdapter.",
+    ),
     Reason.WORKER_ALREADY_EXISTS: Row(
         Code.ALREADY_EXISTS, False, "A live worker has this URL.", "Use the worker_id in the error's metadata."
     ),
@@ -253,6 +178,12 @@ TABLE: Mapping[Reason, Row] = {
     Reason.WORKER_REFUSED: Row(
         Code.UNAVAILABLE, True, "The worker refused the request because of its own load or state.", "Repeat the call."
     ),
+    Reason.WORKER_TLS_FAILED: Row(
+        Code.UNAVAILABLE,
+        True,
+        "The TLS handshake with the worker failed: one side does not speak TLS, or does not trust the other.",
+        "Check the URL's scheme, the worker's certificate and name, and the credentials given for it.",
+    ),
     Reason.ENGINE_ERROR: Row(
         Code.INTERNAL,
         True,
@@ -269,11 +200,17 @@ TABLE: Mapping[Reason, Row] = {
     Reason.KV_TRANSFER_FAILED: Row(
         Code.UNAVAILABLE, True, "The KV cache did not reach the decode worker.", "Repeat the call."
     ),
+    Reason.KV_EVENTS_LOST: Row(
+        Code.DATA_LOSS,
+        True,
+        "The engine no longer has the KV events after the point to resume from.",
+        "Drop what is known of the worker's cache and subscribe from the beginning.",
+    ),
     Reason.TOKENIZER_UNAVAILABLE: Row(
         Code.FAILED_PRECONDITION,
         False,
         "No tokenizer is known for the model, so text cannot be turned into tokens.",
-        "Send token_ids and ask for output TOKENS, or register a worker that serves its tokenizer.",
+        "Send token_ids and ask for output TOKENS, or have an operator state a tokenizer_path.",
     ),
     Reason.RUNTIME_NOT_DETECTED: Row(
         Code.FAILED_PRECONDITION,
@@ -304,6 +241,48 @@ TABLE: Mapping[Reason, Row] = {
         False,
         "No worker of the model can honour this kind of constraint, by its protocol or by how it was started.",
         "Use another kind of constraint, leave it out, or register a worker that can.",
+    ),
+    Reason.RUNTIME_CANNOT_CARRY_FIELD: Row(
+        Code.FAILED_PRECONDITION,
+        False,
+        "The engine's protocol has nothing for a parameter of the request, so it would be silently ignored.",
+        "Leave the field named in the message out, or route to a worker of another engine.",
+    ),
+    Reason.RUNTIME_CANNOT_EMBED: Row(
+        Code.FAILED_PRECONDITION,
+        False,
+        "No worker of the model serves embeddings, by its protocol or by how it was started.",
+        "Use an embedding model, or register a worker that serves one.",
+    ),
+    Reason.RUNTIME_CANNOT_APPLY_ADAPTERS: Row(
+        Code.FAILED_PRECONDITION,
+        False,
+        "The engine's protocol cannot apply the adapters as asked.",
+        "Use one adapter with scale 1, leave them out, or route to a worker of another engine.",
+    ),
+    Reason.RUNTIME_CANNOT_MANAGE_ADAPTERS: Row(
+        Code.FAILED_PRECONDITION,
+        False,
+        "The engine does not load, unload or list adapters, by its protocol or by how it was started.",
+        "State its adapters when the engine is started, or use a worker of another engine.",
+    ),
+    Reason.RUNTIME_CANNOT_FLUSH_CACHE: Row(
+        Code.FAILED_PRECONDITION,
+        False,
+        "The engine has no rpc to flush its cache.",
+        "Restart the engine, or leave it out of the selection.",
+    ),
+    Reason.RUNTIME_CANNOT_PROFILE: Row(
+        Code.FAILED_PRECONDITION,
+        False,
+        "The engine has no rpc to profile itself, or was started without a profiler.",
+        "Start the engine with its profiler, or leave it out of the selection.",
+    ),
+    Reason.RUNTIME_CANNOT_PUBLISH_KV_EVENTS: Row(
+        Code.FAILED_PRECONDITION,
+        False,
+        "The engine publishes no KV events, by its protocol or by how it was started.",
+        "Start the engine with its KV event publisher; without it routing does not see its cache.",
     ),
     Reason.QUEUE_TIMEOUT: Row(
         Code.DEADLINE_EXCEEDED,
@@ -348,48 +327,3 @@ TABLE: Mapping[Reason, Row] = {
         "Report the request id.",
     ),
 }
-
-
-class TandemError(Exception):
-    """A refusal or failure with a reason of the table.
-
-    `sentence` says what happened in this case, without the reason in front; `str(error)` puts the reason (and the
-    field, if any) first because command-line clients print nothing else.
-    """
-
-    def __init__(
-        self,
-        reason: Reason,
-        sentence: str,
-        *,
-        field: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-        retry_after_s: float | None = None,
-    ) -> None:
-        """Args:
-        reason: a row of the table.
-        sentence: one sentence for a person, with the numbers of this case.
-        field: path of the request field at fault, e.g. "sampling.top_p"; None when no field is.
-        metadata: values quoted in the sentence, for programs (`ErrorInfo.metadata`).
-        retry_after_s: seconds after which a repeat is sensible (`RetryInfo`); None sends no hint.
-        """
-        super().__init__(reason, sentence)
-        self.reason = reason
-        self.sentence = sentence
-        self.field = field
-        self.metadata: Mapping[str, str] = dict(metadata or {})
-        self.retry_after_s = retry_after_s
-
-    @property
-    def code(self) -> Code:
-        """The gRPC code of the reason."""
-        return TABLE[self.reason].code
-
-    @property
-    def is_retryable(self) -> bool:
-        """Whether the same request may succeed on another attempt."""
-        return TABLE[self.reason].retryable
-
-    def __str__(self) -> str:
-        where = f"{self.field}: " if self.field else ""
-        return f"{self.reason}: {where}{self.sentence}"
