@@ -139,8 +139,8 @@ class ModelCard(_message.Message):
     context_length: _builtins.int
     """The most tokens that prompt and answer may have together. Absent: not known, not limited by the router."""
     tokenizer_path: _builtins.str
-    """Where the router finds the tokenizer: a folder or tokenizer.json on the router's machine. Empty: asked of the
-    worker.
+    """Where the router finds the tokenizer: a folder, a tokenizer.json or a zip on the router's machine, by its absolute
+    path. Empty: asked of the worker.
     """
     chat_template: _builtins.str
     """The chat template (Jinja2, run in a sandbox). Empty: the tokenizer's own."""

@@ -68,6 +68,9 @@ class RouterServiceStub:
       INVALID_ARGUMENT `CLIENT_SUPPLIED_ROOM`: leave the room out.
       NOT_FOUND `WORKER_NOT_FOUND`: target_worker or target_prefill_worker is not known.
       ALREADY_EXISTS `REQUEST_ID_IN_USE`: resume that request, or take a fresh id.
+      NOT_FOUND `ADAPTER_NOT_FOUND`: no worker of the model has that adapter loaded; an operator sees which are.
+      FAILED_PRECONDITION `RUNTIME_CANNOT_APPLY_ADAPTERS`: these workers apply none, or not so; leave them out.
+      FAILED_PRECONDITION `RUNTIME_CANNOT_CARRY_FIELD`: the engine has nothing for the field named; leave it out.
       FAILED_PRECONDITION `RUNTIME_CANNOT_SEED`: leave the seed out, or use temperature 0.
       FAILED_PRECONDITION `RUNTIME_CANNOT_CONSTRAIN`: use another kind of constraint, or none.
       FAILED_PRECONDITION `RUNTIME_CANNOT_RETURN_PROMPT_LOGPROBS`: leave logprobs.prompt out.
@@ -103,6 +106,13 @@ class RouterServiceStub:
     Errors, besides those of every rpc with a model that a worker answers:
       INVALID_ARGUMENT `EMPTY_PROMPT`, `PROMPT_TOO_LONG`, `TOKEN_OUT_OF_VOCABULARY`: fix the input named in the
       message.
+      NOT_FOUND `WORKER_NOT_FOUND`: target_worker is not known.
+      NOT_FOUND `ADAPTER_NOT_FOUND`: no worker of the model has that adapter loaded; an operator sees which are.
+      ALREADY_EXISTS `REQUEST_ID_IN_USE`: take a fresh id.
+      FAILED_PRECONDITION `RUNTIME_CANNOT_EMBED`: no worker of the model serves embeddings; use another model.
+      FAILED_PRECONDITION `RUNTIME_CANNOT_APPLY_ADAPTERS`: these workers apply none to embeddings; leave them out.
+      FAILED_PRECONDITION `TOKENIZER_UNAVAILABLE`: send token_ids.
+      DEADLINE_EXCEEDED `QUEUE_TIMEOUT`, `FIRST_TOKEN_TIMEOUT`: allow more time.
     """
     Tokenize: _grpc.UnaryUnaryMultiCallable[_router_service_pb2.TokenizeRequest, _router_service_pb2.TokenizeResponse]
     """Turns text or a chat into token ids, exactly as Generate would. Idempotent.
@@ -166,6 +176,9 @@ class RouterServiceAsyncStub(RouterServiceStub):
       INVALID_ARGUMENT `CLIENT_SUPPLIED_ROOM`: leave the room out.
       NOT_FOUND `WORKER_NOT_FOUND`: target_worker or target_prefill_worker is not known.
       ALREADY_EXISTS `REQUEST_ID_IN_USE`: resume that request, or take a fresh id.
+      NOT_FOUND `ADAPTER_NOT_FOUND`: no worker of the model has that adapter loaded; an operator sees which are.
+      FAILED_PRECONDITION `RUNTIME_CANNOT_APPLY_ADAPTERS`: these workers apply none, or not so; leave them out.
+      FAILED_PRECONDITION `RUNTIME_CANNOT_CARRY_FIELD`: the engine has nothing for the field named; leave it out.
       FAILED_PRECONDITION `RUNTIME_CANNOT_SEED`: leave the seed out, or use temperature 0.
       FAILED_PRECONDITION `RUNTIME_CANNOT_CONSTRAIN`: use another kind of constraint, or none.
       FAILED_PRECONDITION `RUNTIME_CANNOT_RETURN_PROMPT_LOGPROBS`: leave logprobs.prompt out.
@@ -201,6 +214,13 @@ class RouterServiceAsyncStub(RouterServiceStub):
     Errors, besides those of every rpc with a model that a worker answers:
       INVALID_ARGUMENT `EMPTY_PROMPT`, `PROMPT_TOO_LONG`, `TOKEN_OUT_OF_VOCABULARY`: fix the input named in the
       message.
+      NOT_FOUND `WORKER_NOT_FOUND`: target_worker is not known.
+      NOT_FOUND `ADAPTER_NOT_FOUND`: no worker of the model has that adapter loaded; an operator sees which are.
+      ALREADY_EXISTS `REQUEST_ID_IN_USE`: take a fresh id.
+      FAILED_PRECONDITION `RUNTIME_CANNOT_EMBED`: no worker of the model serves embeddings; use another model.
+      FAILED_PRECONDITION `RUNTIME_CANNOT_APPLY_ADAPTERS`: these workers apply none to embeddings; leave them out.
+      FAILED_PRECONDITION `TOKENIZER_UNAVAILABLE`: send token_ids.
+      DEADLINE_EXCEEDED `QUEUE_TIMEOUT`, `FIRST_TOKEN_TIMEOUT`: allow more time.
     """
     Tokenize: _aio.UnaryUnaryMultiCallable[_router_service_pb2.TokenizeRequest, _router_service_pb2.TokenizeResponse]  # type: ignore[assignment]
     """Turns text or a chat into token ids, exactly as Generate would. Idempotent.
@@ -267,6 +287,9 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
           INVALID_ARGUMENT `CLIENT_SUPPLIED_ROOM`: leave the room out.
           NOT_FOUND `WORKER_NOT_FOUND`: target_worker or target_prefill_worker is not known.
           ALREADY_EXISTS `REQUEST_ID_IN_USE`: resume that request, or take a fresh id.
+          NOT_FOUND `ADAPTER_NOT_FOUND`: no worker of the model has that adapter loaded; an operator sees which are.
+          FAILED_PRECONDITION `RUNTIME_CANNOT_APPLY_ADAPTERS`: these workers apply none, or not so; leave them out.
+          FAILED_PRECONDITION `RUNTIME_CANNOT_CARRY_FIELD`: the engine has nothing for the field named; leave it out.
           FAILED_PRECONDITION `RUNTIME_CANNOT_SEED`: leave the seed out, or use temperature 0.
           FAILED_PRECONDITION `RUNTIME_CANNOT_CONSTRAIN`: use another kind of constraint, or none.
           FAILED_PRECONDITION `RUNTIME_CANNOT_RETURN_PROMPT_LOGPROBS`: leave logprobs.prompt out.
@@ -320,6 +343,13 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors, besides those of every rpc with a model that a worker answers:
           INVALID_ARGUMENT `EMPTY_PROMPT`, `PROMPT_TOO_LONG`, `TOKEN_OUT_OF_VOCABULARY`: fix the input named in the
           message.
+          NOT_FOUND `WORKER_NOT_FOUND`: target_worker is not known.
+          NOT_FOUND `ADAPTER_NOT_FOUND`: no worker of the model has that adapter loaded; an operator sees which are.
+          ALREADY_EXISTS `REQUEST_ID_IN_USE`: take a fresh id.
+          FAILED_PRECONDITION `RUNTIME_CANNOT_EMBED`: no worker of the model serves embeddings; use another model.
+          FAILED_PRECONDITION `RUNTIME_CANNOT_APPLY_ADAPTERS`: these workers apply none to embeddings; leave them out.
+          FAILED_PRECONDITION `TOKENIZER_UNAVAILABLE`: send token_ids.
+          DEADLINE_EXCEEDED `QUEUE_TIMEOUT`, `FIRST_TOKEN_TIMEOUT`: allow more time.
         """
 
     @_abc_1.abstractmethod

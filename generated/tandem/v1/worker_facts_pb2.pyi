@@ -73,6 +73,10 @@ class WorkerCapabilities(_message.Message):
     MULTIPLE_CHOICES_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
+    FLUSH_CACHE_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    CONSTRAINTS_FIELD_NUMBER: _builtins.int
     seed: _builtins.bool
     """Takes a seed per request. Without it a request with a seed and a temperature above 0 is refused with
     `RUNTIME_CANNOT_SEED`.
@@ -94,7 +98,17 @@ class WorkerCapabilities(_message.Message):
     logprobs: _builtins.bool
     """Returns log probabilities."""
     adapters: _builtins.bool
-    """Loads adapters (LoRA)."""
+    """Applies adapters (LoRA) that a request names."""
+    flush_cache: _builtins.bool
+    """Flushes its prefix cache when told to."""
+    profile: _builtins.bool
+    """Profiles itself when told to."""
+    prompt_logprobs: _builtins.bool
+    """Returns log probabilities of the prompt."""
+    @_builtins.property
+    def constraints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Kinds of constraint it can hold an answer to: "json_schema", "regex", "ebnf", "gbnf", "structural_tag", "choice"."""
+
     def __init__(
         self,
         *,
@@ -108,10 +122,14 @@ class WorkerCapabilities(_message.Message):
         multiple_choices: _builtins.bool = ...,
         logprobs: _builtins.bool = ...,
         adapters: _builtins.bool = ...,
+        flush_cache: _builtins.bool = ...,
+        profile: _builtins.bool = ...,
+        prompt_logprobs: _builtins.bool = ...,
+        constraints: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "batch_invariant", b"batch_invariant", "embed", b"embed", "kv_events", b"kv_events", "loads", b"loads", "logprobs", b"logprobs", "multiple_choices", b"multiple_choices", "position_keyed_sampling", b"position_keyed_sampling", "seed", b"seed", "tokenizer", b"tokenizer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "batch_invariant", b"batch_invariant", "constraints", b"constraints", "embed", b"embed", "flush_cache", b"flush_cache", "kv_events", b"kv_events", "loads", b"loads", "logprobs", b"logprobs", "multiple_choices", b"multiple_choices", "position_keyed_sampling", b"position_keyed_sampling", "profile", b"profile", "prompt_logprobs", b"prompt_logprobs", "seed", b"seed", "tokenizer", b"tokenizer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
