@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from tandem_router.model.detection import OnAsked
+from tandem_router.model.embedding import EmbedLeg, Vector
 from tandem_router.model.failure import EngineFailure
 from tandem_router.model.ids import PairId, RankKey, WorkerId
+from tandem_router.model.kv_events import KvBatch
+from tandem_router.model.operations import Operated, Operation
 from tandem_router.model.pairing import LegRole
 from tandem_router.model.request import LegRequest
 from tandem_router.model.spec import WorkerSpec
 from tandem_router.model.stream import EngineItem, Finished, OutputChunk, QueueStatus
+from tandem_router.model.tokenizer_source import TokenizerSource
 from tandem_router.model.worker import Credentials, RankLoad, Worker, WorkerFacts
 
 __all__ = [
@@ -20,6 +25,7 @@ __all__ = [
     "EngineDialer",
     "Fleet",
     "Ids",
+    "KvEventCall",
     "LegTraces",
     "Observer",
     "Rng",
@@ -69,14 +75,45 @@ class EngineCall(Protocol):
         """End the call on our side (RST_STREAM); idempotent, never raises, does not wait."""
 
 
+class KvEventCall(Protocol):
+    """One running subscription to an engine's KV events."""
+
+    async def receive(self) -> KvBatch | None:
+        """The next batch, load-only messages left out; None when the engine ended the stream with OK.
+
+        Raises EngineFailure: KV_EVENTS_LOST when the engine no longer has what is to be resumed, or says that it lost
+        something (OUT_OF_RANGE, DATA_LOSS); RUNTIME_CANNOT_PUBLISH_KV_EVENTS; what a broken connection raises.
+        """
+
+    def cancel(self) -> None:
+        """End it on our side; idempotent, never raises, does not wait."""
+
+
 class EngineClient(Protocol):
     """One worker process in one life, whatever it speaks."""
+
+    @property
+    def last_sign_of_life_s(self) -> float | None:
+        """Loop clock when the engine's own work was last seen (an item, a vector); None before."""
 
     def generate(self, leg: LegRequest, *, timeout_s: float | None) -> EngineCall:
         """Write the request and return at once; failures come out of `receive`.
 
         timeout_s: sent as grpc-timeout; None sends none.
         """
+
+    async def embed(self, leg: EmbedLeg, *, timeout_s: float | None) -> Vector:
+        """One vector; raises EngineFailure, RUNTIME_CANNOT_EMBED where the protocol or the engine has no such rpc, and
+        TandemError for a leg that its wire cannot carry. Cancelling the caller cancels the call.
+        """
+
+    async def operate(self, operation: Operation, *, timeout_s: float) -> Operated:
+        """Have the engine do something for an operator; raises EngineFailure, with the reason in `operations.CANNOT`
+        where the protocol or the engine has no such rpc.
+        """
+
+    def kv_events(self, *, resume_at: int) -> KvEventCall:
+        """Subscribe and return at once; failures come out of `receive`. resume_at: 0 = from the present state."""
 
     async def abort(self, leg_id: str, *, timeout_s: float) -> None:
         """Ask the engine to stop a leg (the Abort rpc); raises EngineFailure when it cannot be asked."""
@@ -100,10 +137,19 @@ class EngineClient(Protocol):
 class EngineDialer(Protocol):
     """Opens workers."""
 
-    async def dial(self, spec: WorkerSpec, credentials: Credentials | None, *, timeout_s: float) -> EngineClient:
-        """Connect, and detect the protocol where the spec does not state it (spec.url is canonical).
+    async def dial(
+        self,
+        spec: WorkerSpec,
+        credentials: Credentials | None,
+        *,
+        timeout_s: float,
+        on_asked: OnAsked | None = None,
+    ) -> EngineClient:
+        """Connect, and detect the protocol, or check the stated one (spec.url is canonical).
 
-        Raises EngineFailure: WORKER_UNREACHABLE, RUNTIME_NOT_DETECTED.
+        on_asked: told of each question of the detection as it is answered, so also when it fails; never before the
+        connection stands.
+        Raises EngineFailure: WORKER_UNREACHABLE, WORKER_TLS_FAILED, RUNTIME_NOT_DETECTED, WORKER_REFUSED.
         """
 
     async def probe_bootstrap(self, host: str, port: int, *, timeout_s: float) -> None:
@@ -139,8 +185,11 @@ class TextStream(Protocol):
 class TextCodec(Protocol):
     """A model's tokenizer."""
 
-    async def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a prompt, special tokens of the template included in the text recognised."""
+    async def encode(self, text: str, *, adds_special: bool) -> tuple[int, ...]:
+        """Token ids of a prompt, special tokens of the template included in the text recognised.
+
+        adds_special: the model's own leading and trailing tokens are added; not to a chat, whose template wrote them.
+        """
 
     async def render_chat(self, messages: Sequence[tuple[str, str]]) -> str:
         """The prompt text of (role, content) messages by the model's chat template; raises TandemError."""
@@ -148,8 +197,12 @@ class TextCodec(Protocol):
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of a whole token sequence."""
 
-    def stream(self, *, skip_special_tokens: bool) -> TextStream:
-        """A fresh incremental decoder."""
+    def stream(self, *, skip_special_tokens: bool, continues: bool) -> TextStream:
+        """A fresh incremental decoder.
+
+        continues: the text goes on with another one, so a space at its beginning stays where a decoder drops it from
+        whole texts (Llama-2's and T5's kinds do).
+        """
 
     @property
     def vocab_size(self) -> int:
@@ -162,8 +215,14 @@ class TextCodecs(Protocol):
     def get(self, model: str) -> TextCodec | None:
         """The codec of a model id, or None while none is loaded."""
 
-    async def load(self, model: str, archive: bytes) -> None:
-        """Unpack and keep a tokenizer archive for a model; raises TandemError(TOKENIZER_UNAVAILABLE) on a bad one."""
+    def source(self, model: str) -> TokenizerSource | None:
+        """Where the codec of a model id came from, or None while none is loaded."""
+
+    async def load(self, model: str, archive: bytes | None, source: TokenizerSource) -> None:
+        """Load and keep a model's tokenizer; raises TandemError(TOKENIZER_UNAVAILABLE), then the old one stays.
+
+        archive: what the worker handed out; not read, and may be None, where `source` states a path.
+        """
 
 
 class TokenSink(Protocol):

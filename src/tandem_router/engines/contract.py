@@ -8,21 +8,24 @@ wire; the first guard stands at the door of the router.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from google.protobuf.message import Message
 
 from tandem_router.errors import Code
+from tandem_router.model.embedding import EmbedLeg, Vector
 from tandem_router.model.failure import EngineFailure
+from tandem_router.model.kv_events import KvBatch
+from tandem_router.model.operations import Operated, Operation
 from tandem_router.model.pairing import AbortInTransfer, HandshakeKind
 from tandem_router.model.request import LegRequest
 from tandem_router.model.spec import RuntimeType
 from tandem_router.model.stream import EngineItem
 from tandem_router.model.worker import RankLoad, WorkerFacts
 
-__all__ = ["Dialect", "ItemDecoder", "Methods", "Rpc", "Traits"]
+__all__ = ["Dialect", "EmbedRpc", "ItemDecoder", "KvEventsRpc", "Methods", "OperationRpc", "Rpc", "Traits"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,39 @@ class Methods:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbedRpc:
+    """How a protocol serves a vector."""
+
+    rpc: Rpc
+    request: Callable[[EmbedLeg, WorkerFacts | None], Message]
+    """Raises TandemError: EMPTY_PROMPT, TOKEN_OUT_OF_VOCABULARY, RUNTIME_CANNOT_APPLY_ADAPTERS."""
+    vector: Callable[[Any], Vector]
+    """Raises EngineFailure(ENGINE_PROTOCOL_ERROR) on an answer without a vector."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperationRpc:
+    """How a protocol carries out one kind of operation."""
+
+    rpc: Rpc
+    request: Callable[[Any], Message]
+    """From the operation's value (the key's type in `Dialect.operations`)."""
+    read: Callable[[Any], Operated]
+    """Raises EngineFailure where the answer says that it failed under status OK."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvEventsRpc:
+    """How a protocol publishes KV events: a server stream without end."""
+
+    rpc: Rpc
+    request: Callable[[int], Message]
+    """From the sequence number to resume at; 0 = from the present state."""
+    batch: Callable[[Any], KvBatch | None]
+    """None where the message carries a load alone."""
+
+
+@dataclass(frozen=True, slots=True)
 class Traits:
     """What can be said of a protocol before any worker has been asked."""
 
@@ -58,6 +94,8 @@ class Traits:
     """The Abort rpc stops the work but never ends the stream; the call must be cancelled too."""
     zero_loads_may_be_dead: bool
     """A dead engine behind a living process answers GetLoads with zeros: believe zeros only from a healthy one."""
+    max_choices: int | None = None
+    """Choices that one Generate can ask for; None = any number. The router asks once per choice where 1 is the most."""
 
 
 class ItemDecoder(Protocol):
@@ -97,12 +135,25 @@ class Dialect(Protocol):
     def traits(self) -> Traits:
         """Its capabilities."""
 
+    @property
+    def embed(self) -> EmbedRpc | None:
+        """How it serves vectors; None = its protocol does not (RUNTIME_CANNOT_EMBED)."""
+
+    @property
+    def operations(self) -> Mapping[type[Operation], OperationRpc]:
+        """What operators can have it do; a kind that is not in it is refused with `model.operations.CANNOT`."""
+
+    @property
+    def kv_events(self) -> KvEventsRpc | None:
+        """How it publishes KV events; None = its protocol does not (RUNTIME_CANNOT_PUBLISH_KV_EVENTS)."""
+
     def generate_request(self, leg: LegRequest, facts: WorkerFacts | None) -> Message:
         """The Generate request of a leg.
 
         facts: what the worker said of itself; None = nothing yet, so nothing optional is assumed of it.
-        Raises TandemError: EMPTY_PROMPT, INVALID_REQUEST (a value that the wire cannot carry), RUNTIME_CANNOT_SEED,
-        INTERNAL_ERROR (a leg that would kill the engine: the router never builds one).
+        Raises TandemError: EMPTY_PROMPT, TOKEN_OUT_OF_VOCABULARY, INVALID_REQUEST (a value that the wire cannot carry),
+        ADAPTER_NOT_FOUND, RUNTIME_CANNOT_SEED, _CONSTRAIN, _APPLY_ADAPTERS, _CARRY_FIELD, _RETURN_PROMPT_LOGPROBS or
+        _RETURN_CONTEXT_PARAMS, INTERNAL_ERROR (a leg that would kill the engine: the router never builds one).
         """
 
     def decoder(self, leg: LegRequest) -> ItemDecoder:

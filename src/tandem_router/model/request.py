@@ -6,6 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tandem_router.model.adapters import AdapterUse
 from tandem_router.model.ids import WorkerId
 from tandem_router.model.pairing import HandshakeKind, KvHandoff, LegRole
 
@@ -138,6 +139,7 @@ class GenerateRequest:
     queue_updates_s: float | None = None
     """Between two messages to a client that waits in the queue; None sends none."""
     session_key: str | None = None
+    adapters: tuple[AdapterUse, ...] = ()
     target_worker_id: WorkerId | None = None
     target_dp_rank: int | None = None
     target_prefill_id: WorkerId | None = None
@@ -157,9 +159,11 @@ class LegRequest:
     token_ids: tuple[int, ...]
     sampling: Sampling
     handoff: KvHandoff | None = None
-    """The room for both legs of a rendezvous; for a handoff, None asks prefill for params and decode gets them."""
+    """The room for both legs of a rendezvous; params for the decode of a handoff. A handoff's prefill has None, which
+    asks for params in the protocol's own words, or what its connector is to be told beforehand (a transfer's id)."""
     dp_rank: int | None = None
     """None = the engine has one rank; 0 is sent with presence."""
+    adapters: tuple[AdapterUse, ...] = ()
     output_logprobs: bool = False
     prompt_logprobs: bool = False
     top_logprobs: int = 0

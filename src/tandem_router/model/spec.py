@@ -126,6 +126,8 @@ class ChannelOptions:
     keepalive_time_s: float | None = None
     keepalive_timeout_s: float | None = None
     max_message_bytes: int | None = None
+    tls_server_name: str | None = None
+    """Name to check in the worker's certificate instead of the URL's host."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
+from tandem_router.errors import Reason, TandemError
+from tandem_router.model.adapters import LoadedAdapter
 from tandem_router.model.failure import Failure
 from tandem_router.model.ids import JobId, RankKey, WorkerId
 from tandem_router.model.pairing import BootstrapEndpoint, HandshakeKind, KvRole
@@ -17,12 +20,16 @@ __all__ = [
     "Credentials",
     "CredentialsPatch",
     "Drain",
+    "FactMismatch",
     "Rank",
     "RankLoad",
     "Worker",
     "WorkerFacts",
     "WorkerStatus",
 ]
+
+
+_Secret = TypeVar("_Secret", str, bytes)
 
 
 class WorkerStatus(enum.StrEnum):
@@ -41,6 +48,24 @@ class Credentials:
     """What proves us to the worker; write-only at the API and never printed."""
 
     api_key: str | None = None
+    tls_ca_pem: bytes | None = None
+    """Authorities that the worker's certificate may be signed by; None = the router's own or the system's."""
+    tls_certificate_pem: bytes | None = None
+    """Client certificate chain for mutual TLS, with its key; None = the router's own or none."""
+    tls_private_key_pem: bytes | None = None
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether something in it is for TLS."""
+        return any((self.tls_ca_pem, self.tls_certificate_pem, self.tls_private_key_pem))
+
+    def check(self, path: str = "credentials") -> None:
+        """Raise INVALID_REQUEST for a client certificate without its key, and for a key without its certificate."""
+        names = ("tls_certificate_pem", "tls_private_key_pem")
+        present = [name for name in names if getattr(self, name)]
+        if len(present) == 1:
+            missing = names[1 - names.index(present[0])]
+            raise TandemError(Reason.INVALID_REQUEST, f"{present[0]} needs it.", field=f"{path}.{missing}")
 
     def __repr__(self) -> str:
         return "Credentials(<redacted>)"
@@ -51,24 +76,49 @@ class CredentialsPatch:
     """A change of stored credentials, field by field: None keeps, an empty value deletes."""
 
     api_key: str | None = None
+    tls_ca_pem: bytes | None = None
+    tls_certificate_pem: bytes | None = None
+    tls_private_key_pem: bytes | None = None
 
     @property
-    def has_any(self) -> bool | None:
-        """Whether credentials are left after it, or None where that is as before."""
-        return None if self.api_key is None else bool(self.api_key)
+    def is_empty(self) -> bool:
+        """Whether it changes nothing."""
+        return self == CredentialsPatch()
 
     def onto(self, stored: Credentials | None) -> Credentials | None:
-        """The credentials that result."""
-        if self.api_key is None:
-            return stored
-        return Credentials(self.api_key) if self.api_key else None
+        """The credentials that result; None where nothing is left in them."""
+        kept = stored or Credentials()
+        result = Credentials(
+            api_key=_patched(self.api_key, kept.api_key),
+            tls_ca_pem=_patched(self.tls_ca_pem, kept.tls_ca_pem),
+            tls_certificate_pem=_patched(self.tls_certificate_pem, kept.tls_certificate_pem),
+            tls_private_key_pem=_patched(self.tls_private_key_pem, kept.tls_private_key_pem),
+        )
+        return None if result == Credentials() else result
 
     def over(self, earlier: CredentialsPatch | None) -> CredentialsPatch:
         """This change made after an earlier one."""
-        return self if earlier is None or self.api_key is not None else earlier
+        if earlier is None:
+            return self
+        names = ("api_key", "tls_ca_pem", "tls_certificate_pem", "tls_private_key_pem")
+        return replace(earlier, **{name: mine for name in names if (mine := getattr(self, name)) is not None})
 
     def __repr__(self) -> str:
         return "CredentialsPatch(<redacted>)"
+
+
+def _patched(change: _Secret | None, kept: _Secret | None) -> _Secret | None:
+    return kept if change is None else change or None
+
+
+@dataclass(frozen=True, slots=True)
+class FactMismatch:
+    """Something stated that the worker contradicts."""
+
+    field: str
+    """Of WorkerSpec."""
+    stated: str
+    found: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +157,30 @@ class WorkerFacts:
     """A token's bits do not depend on what else is in the batch."""
     constraints: tuple[ConstraintKind, ...] = ()
     """Forms that it can hold an answer to."""
+    max_choices: int | None = None
+    """Choices that one request can ask for; None = any number."""
+    max_greedy_choices: int | None = None
+    """The same where the temperature is 0: vLLM refuses n > 1 there. None = as many as max_choices."""
+    can_embed: bool = False
+    applies_adapters: bool = False
+    """A request may name an adapter. Which ones, `adapters` says."""
+    adapters: tuple[LoadedAdapter, ...] = ()
+    """Loaded when the facts were read, or by an operation of ours since."""
+    lists_adapters: bool = True
+    """The protocol has the rpc; without it only the engine knows whether it has an adapter."""
+    publishes_kv_events: bool = False
+    """The protocol has the rpc; whether the engine was started with a publisher shows when it is asked."""
+    reports_loads: bool = False
+    """The protocol has the rpc."""
+    hands_out_tokenizer: bool = False
+    """The same."""
+    flushes_cache: bool = False
+    profiles: bool = False
+    returns_logprobs: bool = True
+    returns_prompt_logprobs: bool = True
     default_sampling: Mapping[str, float] = field(default_factory=dict)
+    mismatches: tuple[FactMismatch, ...] = ()
+    """Where these are what was stated and not what was found."""
     instance: str | None = None
     """Start time or engine id: changes when the process is another one."""
     version: str | None = None
@@ -131,6 +204,7 @@ class Rank:
 
     dp_rank: int
     is_healthy: bool = True
+    """False while its legs fail and those of its siblings do not (`core.rank_health`)."""
     load: RankLoad | None = None
 
 
