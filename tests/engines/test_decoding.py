@@ -219,7 +219,7 @@ def test_status_of_an_engine_has_its_reason(
 
 
 PROMPT_ROWS = (TokenLogprob(5, None), TokenLogprob(6, -0.5, ((6, -0.5), (7, -2.0))))
-WANTS_PROMPT = replace(AGGREGATE, prompt_logprobs=True)
+WANTS_PROMPT = replace(AGGREGATE, prompt_logprobs=True, top_logprobs=2)
 
 
 def with_prompt_rows(response: sglang.GenerateResponse) -> sglang.GenerateResponse:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from smg_grpc_proto.generated import sglang_scheduler_pb2 as sglang
 from smg_grpc_proto.generated import vllm_engine_pb2 as vllm
 
-from tandem_router.engines.registry import PROBE_ORDER, dialect_of
 from tandem_router.engines.sglang import SglangDialect
 from tandem_router.engines.vllm import VllmDialect
 from tandem_router.model.pairing import BootstrapEndpoint, HandshakeKind, KvRole
@@ -17,7 +17,9 @@ from tandem_router.model.worker import RankLoad, WorkerFacts
 def sglang_facts(**server_args: object) -> WorkerFacts:
     server_info = sglang.GetServerInfoResponse()
     server_info.server_args.update(server_args)
-    model_info = sglang.GetModelInfoResponse(model_path="/models/tiny", served_model_name="tiny", vocab_size=512)
+    model_info = sglang.GetModelInfoResponse(
+        model_path="/models/tiny", served_model_name="tiny", vocab_size=512, is_generation=True
+    )
     return SglangDialect().facts(model_info, server_info)
 
 
@@ -58,6 +60,9 @@ def test_sglang_prefill_worker_is_read_whole() -> None:
             ConstraintKind.EBNF,
             ConstraintKind.STRUCTURAL_TAG,
         ),
+        publishes_kv_events=True,
+        flushes_cache=True,
+        profiles=True,
         instance="i-1",
     )
 
@@ -90,6 +95,24 @@ def test_odd_values_are_not_said() -> None:
 def test_model_path_names_an_unnamed_model() -> None:
     facts = SglangDialect().facts(sglang.GetModelInfoResponse(model_path="/m"), sglang.GetServerInfoResponse())
     assert facts.model_id == "/m"
+
+
+@pytest.mark.parametrize("name", ["serves_embeddings", "is_embedding"])
+def test_sglang_that_says_so_embeds(name: str) -> None:
+    assert (sglang_facts(**{name: True}).can_embed, sglang_facts(**{name: False}).can_embed) == (True, False)
+
+
+def test_model_that_does_not_generate_embeds() -> None:
+    facts = VllmDialect().facts(vllm.GetModelInfoResponse(is_generation=False), vllm.GetServerInfoResponse())
+    assert facts.can_embed
+
+
+@pytest.mark.parametrize(
+    ("args", "applies"),
+    [({}, False), ({"enable_lora": False}, False), ({"enable_lora": True}, True), ({"lora_paths": ["a=/a"]}, True)],
+)
+def test_sglang_applies_adapters_where_it_was_started_to(args: dict[str, object], applies: bool) -> None:
+    assert sglang_facts(**args).applies_adapters is applies
 
 
 def test_vllm_producer_is_a_prefill_worker() -> None:
@@ -138,11 +161,3 @@ def test_loads_come_in_rank_order() -> None:
         ]
     )
     assert SglangDialect().loads(response, 1.5) == [RankLoad(0, 2, 30, 100, 1.5), RankLoad(4, 0, 0, 0, 1.5)]
-
-
-def test_unknown_worker_is_asked_as_sglang_first() -> None:
-    assert [dialect.runtime_type for dialect in PROBE_ORDER] == [RuntimeType.SGLANG, RuntimeType.VLLM]
-
-
-def test_unspoken_runtime_has_no_dialect() -> None:
-    assert dialect_of(RuntimeType.TRTLLM) is None

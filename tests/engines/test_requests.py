@@ -20,11 +20,10 @@ from legs import (
 )
 
 from tandem_router.engines.contract import Dialect
-from tandem_router.engines.registry import PROBE_ORDER
 from tandem_router.engines.sglang import SglangDialect
 from tandem_router.engines.vllm import VllmDialect
 from tandem_router.errors import Reason, TandemError
-from tandem_router.model.pairing import AbortInTransfer, Rendezvous, TransferParams
+from tandem_router.model.pairing import AbortInTransfer, Rendezvous
 from tandem_router.model.request import LegRequest
 
 SGLANG, VLLM = SglangDialect(), VllmDialect()
@@ -39,17 +38,6 @@ def refusal(dialect: Dialect, leg: LegRequest) -> Reason:
 def test_trap_1_sglang_scalars_are_never_left_zero() -> None:
     params = SGLANG.generate_request(AGGREGATE, None).sampling_params
     assert (params.temperature, params.top_p, params.top_k, params.repetition_penalty, params.n) == (1, 1, -1, 1, 1)
-
-
-@pytest.mark.parametrize("dialect", PROBE_ORDER, ids=lambda dialect: dialect.service)
-def test_trap_2_dp_rank_zero_is_sent_with_presence(dialect: Dialect) -> None:
-    request = dialect.generate_request(replace(AGGREGATE, dp_rank=0), None)
-    assert request.HasField("data_parallel_rank")
-
-
-@pytest.mark.parametrize("dialect", PROBE_ORDER, ids=lambda dialect: dialect.service)
-def test_no_dp_rank_is_sent_without_presence(dialect: Dialect) -> None:
-    assert not dialect.generate_request(AGGREGATE, None).HasField("data_parallel_rank")
 
 
 def test_trap_5_vllm_prefill_clears_what_could_end_it_early() -> None:
@@ -106,38 +94,6 @@ def test_vllm_decode_gets_prefills_params_verbatim() -> None:
 def test_vllm_prefill_asks_for_params() -> None:
     text = VLLM.generate_request(HANDOFF_PREFILL, None).kv_transfer_params_json
     assert json.loads(text) == {"do_remote_decode": True, "do_remote_prefill": False}
-
-
-def test_vllm_prefill_sends_the_params_that_its_handshake_made() -> None:
-    leg = replace(HANDOFF_PREFILL, handoff=TransferParams('{"transfer_id":"x"}'))
-    assert VLLM.generate_request(leg, None).kv_transfer_params_json == '{"transfer_id":"x"}'
-
-
-@pytest.mark.parametrize(
-    "text",
-    ['{"do_remote_prefill":true}', '{"do_remote_prefill":true,"remote_block_ids":null}', "not json", "[]"],
-)
-def test_vllm_decode_that_would_kill_the_engine_is_never_built(text: str) -> None:
-    assert refusal(VLLM, replace(HANDOFF_DECODE, handoff=TransferParams(text))) is Reason.INTERNAL_ERROR
-
-
-def test_vllm_decode_without_params_is_never_built() -> None:
-    assert refusal(VLLM, replace(HANDOFF_DECODE, handoff=None)) is Reason.INTERNAL_ERROR
-
-
-def test_prompt_shorter_than_a_block_hands_over_no_blocks() -> None:
-    leg = replace(HANDOFF_DECODE, handoff=TransferParams('{"do_remote_prefill":true,"remote_block_ids":[]}'))
-    assert VLLM.generate_request(leg, None).HasField("kv_transfer_params_json")
-
-
-def test_mooncake_params_name_a_transfer_instead_of_blocks() -> None:
-    leg = replace(HANDOFF_DECODE, handoff=TransferParams('{"do_remote_prefill":true,"transfer_id":"xfer-1"}'))
-    assert VLLM.generate_request(leg, None).HasField("kv_transfer_params_json")
-
-
-@pytest.mark.parametrize("dialect", PROBE_ORDER, ids=lambda dialect: dialect.service)
-def test_empty_prompt_never_reaches_an_engine(dialect: Dialect) -> None:
-    assert refusal(dialect, replace(AGGREGATE, token_ids=())) is Reason.EMPTY_PROMPT
 
 
 def test_handshake_of_the_other_engine_is_never_built() -> None:

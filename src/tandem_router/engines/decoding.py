@@ -1,28 +1,31 @@
 """One decoder for streams of `chunk | complete`, with an engine's habits as values.
 
 Evened out here (tables: what real engines do on the wire):
-- counts: SGLang's `completion_tokens` is a running total, vLLM's is that chunk's own; items carry neither, and an
+- counts: vLLM's `completion_tokens` is that chunk's own, all others' a running total; items carry neither, and an
   end carries the number of tokens that were delivered.
-- a streamed `complete` repeats the last chunk's ids (vLLM, SGLang), all ids (SMG's mock), or none (MLX): what a chunk
-  carried before is dropped, what no chunk carried is delivered with the end.
-- a `complete` with reason "abort" or "error" under status OK is a failure.
+- a streamed `complete` repeats the last chunk's ids (vLLM, SGLang, TokenSpeed), all ids (TensorRT-LLM), or none (MLX):
+  what a chunk carried before is dropped, what no chunk carried is delivered with the end.
+- a `complete` with reason "abort", "cancelled", "timeout" or "error" under status OK is a failure.
 - n > 1: choices interleave by index, one `complete` each; a stream that ends before all of them is an error.
+- a request that MLX aborts, or drops as it shuts down, ends with status OK and without a `complete`.
 - stop_token_ids together with ignore_eos: SGLang runs on, others stop; where the engine runs on, the choice ends here.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from tandem_router.engines.logprobs import column_logprobs, input_logprobs
 from tandem_router.errors import Code, Reason
 from tandem_router.model.failure import EngineFailure
 from tandem_router.model.pairing import LegRole
 from tandem_router.model.request import LegRequest
 from tandem_router.model.stream import EngineChunk, EngineEnd, EngineItem, FinishReason, TokenLogprob
 
-__all__ = ["Counts", "StreamDecoder"]
+__all__ = ["Counts", "Reading", "StreamDecoder"]
 
 
 class Counts(enum.Enum):
@@ -39,7 +42,35 @@ _GOOD_ENDS: Mapping[str, FinishReason] = {
     "length": FinishReason.LENGTH,
     # vLLM's own detector of repeated output; the request asked for it, so it is a stop like any other.
     "repetition": FinishReason.STOP,
+    "stop_word": FinishReason.STOP,
 }
+_ABORTED = ("abort", "cancelled", "timeout")
+
+
+def _oneof_stop(complete: Any) -> int | str | None:
+    which = complete.WhichOneof("matched_stop")
+    return None if which is None else getattr(complete, which)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Where a protocol's messages hold what every stream has, and what its engine does with it."""
+
+    counts: Counts
+    index: str = "index"
+    """Field of the choice."""
+    end_ids: str = "output_ids"
+    """Field of a `complete` with its ids."""
+    matched_stop: Callable[[Any], int | str | None] = _oneof_stop
+    logprobs: Callable[[Any, int, int], tuple[TokenLogprob, ...]] = column_logprobs
+    """Of a message's last so many tokens, with at most so many alternatives."""
+    prompt_logprobs: Callable[[Any, int], tuple[TokenLogprob, ...]] = input_logprobs
+    has_transfer_params: bool = False
+    """`complete` has `kv_transfer_params_json`."""
+    ends_local_stops: bool = False
+    """The engine ignores stop_token_ids under ignore_eos, so they are applied here."""
+    aborts_silently: bool = False
+    """A stream that ends with OK and owes an end was aborted by the engine or its shutdown."""
 
 
 class _Choice:
@@ -58,39 +89,30 @@ class StreamDecoder:
 
     __slots__ = (
         "_choices",
-        "_counts",
         "_ended_early",
         "_has_prompt_logprobs",
+        "_index",
         "_leg",
         "_local_stops",
         "_open",
-        "_transfer_params",
+        "_reading",
     )
 
-    def __init__(
-        self,
-        leg: LegRequest,
-        *,
-        choices: int,
-        counts: Counts,
-        ends_local_stops: bool = False,
-        has_transfer_params: bool = False,
-    ) -> None:
+    def __init__(self, leg: LegRequest, reading: Reading, *, choices: int) -> None:
         """Args:
         choices: ends that the engine owes.
-        ends_local_stops: the engine ignores stop_token_ids under ignore_eos, so they are applied here.
-        has_transfer_params: `complete` has `kv_transfer_params_json`.
         """
         self._leg = leg
+        self._reading = reading
+        self._index = reading.index
         self._choices = [_Choice() for _ in range(choices)]
         self._open = choices
-        self._counts = counts
-        self._transfer_params = has_transfer_params
         self._ended_early = False
         self._has_prompt_logprobs = not leg.prompt_logprobs
         """They have come, or nobody wants them."""
         sampling = leg.sampling
-        self._local_stops = frozenset(sampling.stop_token_ids if ends_local_stops and sampling.ignore_eos else ())
+        has_local = reading.ends_local_stops and sampling.ignore_eos
+        self._local_stops = frozenset(sampling.stop_token_ids if has_local else ())
 
     @property
     def is_done(self) -> bool:
@@ -113,37 +135,43 @@ class StreamDecoder:
 
     def end_of_stream(self) -> None:
         """The engine closed the stream with status OK; raises EngineFailure while ends are owed."""
-        if self._open:
-            owed = [index for index, choice in enumerate(self._choices) if not choice.has_ended]
-            raise _protocol_error(f"the stream ended without the end of choice {', '.join(map(str, owed))}")
+        if not self._open:
+            return
+        owed = ", ".join(str(index) for index, choice in enumerate(self._choices) if not choice.has_ended)
+        sentence = f"the stream ended without the end of choice {owed}"
+        if self._reading.aborts_silently:
+            raise EngineFailure(Reason.ENGINE_ABORTED, f"{sentence}: it was aborted", code=Code.OK)
+        raise _protocol_error(sentence)
 
     def _chunk(self, chunk: Any) -> EngineItem | None:
-        choice = self._choice(chunk.index)
+        index: int = getattr(chunk, self._index)
+        choice = self._choice(index)
         if choice.has_ended:
             if self._ended_early:
                 return None
-            raise _protocol_error(f"choice {chunk.index} got a chunk after its end")
+            raise _protocol_error(f"choice {index} got a chunk after its end")
         ids = tuple(chunk.token_ids)
-        prompt = self._prompt_logprobs(chunk)
+        prompt = () if self._has_prompt_logprobs else self._prompt_logprobs(chunk, index)
         if not ids:
-            return EngineChunk(chunk.index, (), prompt_logprobs=prompt) if prompt else None
+            return EngineChunk(index, (), prompt_logprobs=prompt) if prompt else None
         choice.delivered += len(ids)
         choice.last_ids = ids
-        if self._counts is Counts.RUNNING and chunk.completion_tokens not in (0, choice.delivered):
-            raise _protocol_error(
-                f"choice {chunk.index} has {choice.delivered} tokens but counts {chunk.completion_tokens}"
-            )
-        logprobs = _logprobs(chunk.output_logprobs, len(ids)) if self._leg.output_logprobs else ()
+        reading = self._reading
+        if reading.counts is Counts.RUNNING and chunk.completion_tokens not in (0, choice.delivered):
+            raise _protocol_error(f"choice {index} has {choice.delivered} tokens but counts {chunk.completion_tokens}")
+        leg = self._leg
+        logprobs = reading.logprobs(chunk, len(ids), leg.top_logprobs) if leg.output_logprobs else ()
         if self._local_stops and not self._local_stops.isdisjoint(ids):
             return self._end_here(chunk, choice, ids, logprobs, prompt)
-        return EngineChunk(chunk.index, ids, chunk.prompt_tokens, chunk.cached_tokens, logprobs, prompt)
+        return EngineChunk(index, ids, chunk.prompt_tokens, chunk.cached_tokens, logprobs, prompt)
 
-    def _prompt_logprobs(self, message: Any) -> tuple[TokenLogprob, ...]:
-        """The prompt's, where they are wanted and in this message: once, with choice 0."""
-        if self._has_prompt_logprobs or message.index or not message.HasField("input_logprobs"):
+    def _prompt_logprobs(self, message: Any, index: int) -> tuple[TokenLogprob, ...]:
+        """The prompt's, where they are in this message: once, with choice 0."""
+        if self._has_prompt_logprobs or index:
             return ()
-        self._has_prompt_logprobs = True
-        return _input_logprobs(message.input_logprobs)
+        found = self._reading.prompt_logprobs(message, self._leg.top_logprobs)
+        self._has_prompt_logprobs = bool(found)
+        return found
 
     def _end_here(
         self,
@@ -159,7 +187,7 @@ class StreamDecoder:
         self._close(choice)
         self._ended_early = True
         return EngineEnd(
-            choice=chunk.index,
+            choice=getattr(chunk, self._index),
             reason=FinishReason.STOP,
             token_ids=ids[: at + 1],
             prompt_tokens=chunk.prompt_tokens,
@@ -171,39 +199,41 @@ class StreamDecoder:
         )
 
     def _complete(self, complete: Any) -> EngineItem | None:
-        choice = self._choice(complete.index)
+        index: int = getattr(complete, self._index)
+        choice = self._choice(index)
         if choice.has_ended:
             if self._ended_early:
                 return None
-            raise _protocol_error(f"choice {complete.index} ended twice")
+            raise _protocol_error(f"choice {index} ended twice")
         reason = _GOOD_ENDS.get(complete.finish_reason)
         if reason is None:
             raise self._bad_end(complete.finish_reason)
-        ids = self._undelivered(choice, complete)
+        reading, leg = self._reading, self._leg
+        ids = self._undelivered(index, choice, complete)
         choice.delivered += len(ids)
         self._close(choice)
         params = None
-        if self._transfer_params and complete.HasField("kv_transfer_params_json"):
+        if reading.has_transfer_params and complete.HasField("kv_transfer_params_json"):
             params = complete.kv_transfer_params_json
         return EngineEnd(
-            choice=complete.index,
+            choice=index,
             reason=reason,
             token_ids=ids,
             prompt_tokens=complete.prompt_tokens,
             completion_tokens=choice.delivered,
             cached_tokens=complete.cached_tokens,
-            matched_stop=_matched_stop(complete),
+            matched_stop=reading.matched_stop(complete),
             transfer_params=params,
-            logprobs=_logprobs(complete.output_logprobs, len(ids)) if self._leg.output_logprobs else (),
-            prompt_logprobs=self._prompt_logprobs(complete),
+            logprobs=reading.logprobs(complete, len(ids), leg.top_logprobs) if leg.output_logprobs and ids else (),
+            prompt_logprobs=self._prompt_logprobs(complete, index),
         )
 
-    def _undelivered(self, choice: _Choice, complete: Any) -> tuple[int, ...]:
+    def _undelivered(self, index: int, choice: _Choice, complete: Any) -> tuple[int, ...]:
         """The tokens of a `complete` that no chunk carried."""
-        ids = tuple(complete.output_ids)
+        ids = tuple(getattr(complete, self._reading.end_ids))
         if not choice.delivered:
             missing = len(ids)
-        elif self._counts is Counts.RUNNING and complete.completion_tokens:
+        elif self._reading.counts is Counts.RUNNING and complete.completion_tokens:
             missing = complete.completion_tokens - choice.delivered
         else:
             # Nothing counts the whole choice: then ids are legal only as a repetition.
@@ -211,18 +241,19 @@ class StreamDecoder:
         if missing == 0:
             tail = ids[-len(choice.last_ids) :]
             if ids and (len(ids) not in (len(choice.last_ids), choice.delivered) or tail != choice.last_ids):
-                raise _protocol_error(f"the end of choice {complete.index} carries ids that are not its chunks'")
+                raise _protocol_error(f"the end of choice {index} carries ids that are not its chunks'")
             return ()
         if missing < 0 or missing > len(ids):
             raise _protocol_error(
-                f"the end of choice {complete.index} counts {complete.completion_tokens} tokens, "
+                f"the end of choice {index} counts {complete.completion_tokens} tokens, "
                 f"{choice.delivered} came in chunks and {len(ids)} with the end"
             )
         return ids[len(ids) - missing :]
 
     def _bad_end(self, finish_reason: str) -> EngineFailure:
-        if finish_reason == "abort":
-            return EngineFailure(Reason.ENGINE_ABORTED, 'the engine ended the request with "abort"', code=Code.ABORTED)
+        if finish_reason in _ABORTED:
+            sentence = f'the engine ended the request with "{finish_reason}"'
+            return EngineFailure(Reason.ENGINE_ABORTED, sentence, code=Code.ABORTED)
         if finish_reason == "error":
             if self._leg.handoff is not None and self._leg.role is LegRole.DECODE:
                 # An unreachable prefill ends so, under status OK (vLLM over NIXL: after 5 s; Mooncake: at once).
@@ -244,34 +275,3 @@ class StreamDecoder:
 
 def _protocol_error(sentence: str) -> EngineFailure:
     return EngineFailure(Reason.ENGINE_PROTOCOL_ERROR, sentence, code=Code.INTERNAL)
-
-
-def _matched_stop(complete: Any) -> int | str | None:
-    which = complete.WhichOneof("matched_stop")
-    return None if which is None else getattr(complete, which)
-
-
-def _logprobs(proto: Any, count: int) -> tuple[TokenLogprob, ...]:
-    """The last `count` rows: a `complete` may hold the rows of tokens that chunks carried before."""
-    if not count:
-        return ()
-    values = proto.token_logprobs[-count:]
-    ids = proto.token_ids[-count:]
-    tops = proto.top_logprobs[-count:] or [None] * len(ids)
-    return tuple(
-        TokenLogprob(token_id, value, () if top is None else tuple(zip(top.token_ids, top.values, strict=False)))
-        for token_id, value, top in zip(ids, values, tops, strict=False)
-    )
-
-
-def _input_logprobs(proto: Any) -> tuple[TokenLogprob, ...]:
-    """One row per prompt token; the first has no value."""
-    tops = proto.top_logprobs or [None] * len(proto.token_ids)
-    return tuple(
-        TokenLogprob(
-            token_id,
-            value.value if value.HasField("value") else None,
-            () if top is None else tuple(zip(top.token_ids, top.values, strict=False)),
-        )
-        for token_id, value, top in zip(proto.token_ids, proto.token_logprobs, tops, strict=False)
-    )

@@ -3,29 +3,123 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from tandem_router.errors import Code, Reason, TandemError
+from tandem_router.model.adapters import AdapterUse
 from tandem_router.model.failure import EngineFailure
 from tandem_router.model.request import Constraint, ConstraintKind, LegRequest
+from tandem_router.model.worker import WorkerFacts
 
 __all__ = [
     "INT32_MAX",
+    "UINT64_MAX",
+    "cannot_carry",
+    "check_healthy",
+    "check_leg",
+    "check_seed",
+    "check_token_ids",
     "constraint_field",
     "default_sampling",
     "effective",
     "engine_status_failure",
+    "refuse_adapters",
     "refuse_broken_leg",
-    "refuse_empty_prompt",
+    "refuse_prompt_logprobs",
+    "refuse_rank",
+    "sole_adapter",
 ]
 
+_Field = TypeVar("_Field")
 INT32_MAX = 2**31 - 1
+UINT64_MAX = 2**64 - 1
 
 
-def refuse_empty_prompt(leg: LegRequest) -> None:
-    """Raises EMPTY_PROMPT: SGLang's scheduler dies of an empty prompt and MLX hangs (real-engine table)."""
-    if not leg.token_ids:
+def check_token_ids(token_ids: Sequence[int], facts: WorkerFacts | None) -> None:
+    """Raises EMPTY_PROMPT or TOKEN_OUT_OF_VOCABULARY.
+
+    SGLang's scheduler dies of an empty prompt and MLX hangs on it; MLX's process dies of an id outside the vocabulary
+    (seen with SGLang 0.5.23 and MLX 0.32.4).
+    """
+    if not token_ids:
         raise TandemError(Reason.EMPTY_PROMPT, "the prompt has no token", field="token_ids")
+    _check_vocabulary(min(token_ids), max(token_ids), facts, "token_ids")
+
+
+def check_leg(leg: LegRequest, facts: WorkerFacts | None) -> None:
+    """`check_token_ids` of the prompt, and the same of biased tokens, which engines index their logits with."""
+    check_token_ids(leg.token_ids, facts)
+    bias = leg.sampling.logit_bias
+    if bias:
+        _check_vocabulary(min(bias), max(bias), facts, "sampling.logit_bias")
+
+
+def _check_vocabulary(lowest: int, highest: int, facts: WorkerFacts | None, field: str) -> None:
+    size = None if facts is None else facts.vocab_size
+    if lowest < 0 or (size is not None and highest >= size):
+        bad = lowest if lowest < 0 else highest
+        raise TandemError(
+            Reason.TOKEN_OUT_OF_VOCABULARY,
+            f"token id {bad} is outside the vocabulary 0..{'' if size is None else size - 1}",
+            field=field,
+            metadata={"token_id": str(bad)},
+        )
+
+
+def check_seed(seed: int, least: int, most: int, engine: str) -> None:
+    """Raises INVALID_REQUEST for a seed that the wire would change."""
+    if not least <= seed <= most:
+        sentence = f"{engine}'s wire carries seeds from {least} to {most}, not {seed}"
+        raise TandemError(Reason.INVALID_REQUEST, sentence, field="sampling.seed")
+
+
+def cannot_carry(field: str, engine: str) -> TandemError:
+    """The error for a parameter that the engine would not see, or would not heed; to be raised.
+
+    field: path in the request's words, e.g. "sampling.min_tokens".
+    """
+    return TandemError(Reason.RUNTIME_CANNOT_CARRY_FIELD, f"{engine} has nothing for {field}", field=field)
+
+
+def refuse_prompt_logprobs(leg: LegRequest, engine: str) -> None:
+    """Raises RUNTIME_CANNOT_RETURN_PROMPT_LOGPROBS where they are wanted."""
+    if leg.prompt_logprobs:
+        sentence = f"{engine} returns no log probabilities of the prompt"
+        raise TandemError(Reason.RUNTIME_CANNOT_RETURN_PROMPT_LOGPROBS, sentence, field="logprobs.prompt")
+
+
+def refuse_rank(leg: LegRequest, engine: str) -> None:
+    """Raises for a pin to a rank that the wire has no field for; rank 0 is what such an engine has."""
+    if leg.dp_rank:
+        raise refuse_broken_leg(leg, f"{engine}'s protocol cannot pin a request to rank {leg.dp_rank}")
+
+
+def refuse_adapters(adapters: Sequence[AdapterUse], engine: str) -> None:
+    """Raises RUNTIME_CANNOT_APPLY_ADAPTERS where any is wanted."""
+    if adapters:
+        sentence = f"{engine} has no field for the adapter {adapters[0].name!r}"
+        raise TandemError(Reason.RUNTIME_CANNOT_APPLY_ADAPTERS, sentence, field="adapters")
+
+
+def sole_adapter(adapters: Sequence[AdapterUse], engine: str) -> AdapterUse | None:
+    """The one adapter that is wanted, or None; raises RUNTIME_CANNOT_APPLY_ADAPTERS for several and for a scale."""
+    if not adapters:
+        return None
+    if len(adapters) > 1:
+        sentence = f"{engine} applies one adapter to a request, not {len(adapters)}"
+        raise TandemError(Reason.RUNTIME_CANNOT_APPLY_ADAPTERS, sentence, field="adapters")
+    [adapter] = adapters
+    if adapter.scale != 1.0:
+        sentence = f"{engine} has no field for the scale {adapter.scale:g}"
+        raise TandemError(Reason.RUNTIME_CANNOT_APPLY_ADAPTERS, sentence, field="adapters[0].scale")
+    return adapter
+
+
+def check_healthy(is_healthy: bool, message: str) -> None:
+    """Raises EngineFailure(ENGINE_ERROR): a dead engine may leave its process up and answer OK with healthy=false."""
+    if not is_healthy:
+        raise EngineFailure(Reason.ENGINE_ERROR, f"the engine is not healthy: {message}", code=Code.UNAVAILABLE)
 
 
 def refuse_broken_leg(leg: LegRequest, why: str) -> TandemError:
@@ -33,8 +127,8 @@ def refuse_broken_leg(leg: LegRequest, why: str) -> TandemError:
     return TandemError(Reason.INTERNAL_ERROR, f"leg {leg.leg_id} ({leg.kind} {leg.role}) was not sent: {why}")
 
 
-def constraint_field(constraint: Constraint, fields: Mapping[ConstraintKind, str], engine: str) -> str:
-    """The field of an engine's message that holds a constraint; raises RUNTIME_CANNOT_CONSTRAIN where it has none."""
+def constraint_field(constraint: Constraint, fields: Mapping[ConstraintKind, _Field], engine: str) -> _Field:
+    """What an engine's message holds a constraint by; raises RUNTIME_CANNOT_CONSTRAIN where it has nothing."""
     name = fields.get(constraint.kind)
     if name is None:
         sentence = f"{engine}'s protocol has no field for a constraint of kind {constraint.kind}"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from google.protobuf.message import Message
+
 from tandem_router.model.worker import RankLoad
 
-__all__ = ["core_loads"]
+__all__ = ["NoLoads", "core_loads"]
 
 
 def core_loads(response: Any, sampled_at_s: float) -> Sequence[RankLoad]:
@@ -22,3 +24,15 @@ def core_loads(response: Any, sampled_at_s: float) -> Sequence[RankLoad]:
         )
         for load in sorted(response.loads, key=lambda load: load.dp_rank)
     ]
+
+
+class NoLoads:
+    """Part of a dialect whose protocol has no GetLoads: its load is not known, which is no ill health."""
+
+    def loads_request(self) -> Message:
+        """Never called: `methods.loads` is None."""
+        raise NotImplementedError("the protocol has no GetLoads")
+
+    def loads(self, response: Any, sampled_at_s: float) -> Sequence[RankLoad]:
+        """Never called: `methods.loads` is None."""
+        raise NotImplementedError("the protocol has no GetLoads")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from tandem_router.engines.contract import Dialect
+from tandem_router.engines.mlx import MlxDialect
 from tandem_router.engines.sglang import SglangDialect
+from tandem_router.engines.tokenspeed import TokenspeedDialect
+from tandem_router.engines.trtllm import TrtllmDialect
 from tandem_router.engines.vllm import VllmDialect
 from tandem_router.model.spec import RuntimeType
 
@@ -12,6 +15,9 @@ __all__ = ["PROBE_ORDER", "dialect_of"]
 PROBE_ORDER: tuple[Dialect, ...] = (
     SglangDialect(),
     VllmDialect(),
+    TrtllmDialect(),
+    TokenspeedDialect(),
+    MlxDialect(),
 )
 
 

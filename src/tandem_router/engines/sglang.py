@@ -7,31 +7,36 @@ an empty prompt, and a room above int32 cannot be written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from smg_grpc_proto.generated import common_pb2
 from smg_grpc_proto.generated import sglang_scheduler_pb2 as pb
 
-from tandem_router.engines.contract import ItemDecoder, Methods, Rpc, Traits
-from tandem_router.engines.decoding import Counts, StreamDecoder
+from tandem_router.engines.common_rpcs import shared_operations
+from tandem_router.engines.contract import EmbedRpc, ItemDecoder, Methods, Rpc, Traits
+from tandem_router.engines.decoding import Counts, Reading, StreamDecoder
+from tandem_router.engines.embed_rpcs import check_embed, vector_of
 from tandem_router.engines.guards import (
-    INT32_MAX,
+    check_healthy,
+    check_leg,
+    check_seed,
     constraint_field,
     default_sampling,
     effective,
-    engine_status_failure,
-    refuse_broken_leg,
-    refuse_empty_prompt,
 )
+from tandem_router.engines.kv_events import kv_events_rpc
 from tandem_router.engines.loads import core_loads
+from tandem_router.engines.lora_rpcs import lora_id_of, lora_operations
+from tandem_router.engines.rendezvous import meeting_of, rendezvous_status_failure
+from tandem_router.engines.server_args import MODES, arguments, bootstrap_of, flag, integer, text
 from tandem_router.errors import Code, Reason, TandemError
+from tandem_router.model.embedding import EmbedLeg
 from tandem_router.model.failure import EngineFailure
-from tandem_router.model.pairing import AbortInTransfer, BootstrapEndpoint, HandshakeKind, Rendezvous
-from tandem_router.model.request import ConstraintKind, LegRequest
-from tandem_router.model.spec import RuntimeType, WorkerType
+from tandem_router.model.pairing import AbortInTransfer, HandshakeKind
+from tandem_router.model.request import ConstraintKind, LegRequest, Sampling
+from tandem_router.model.spec import RuntimeType
 from tandem_router.model.worker import RankLoad, WorkerFacts
 
 __all__ = ["SglangDialect"]
@@ -39,14 +44,24 @@ __all__ = ["SglangDialect"]
 _SERVICE = "sglang.grpc.scheduler.SglangScheduler"
 _MAX_STRUCT_INT = 2**53
 """google.protobuf.Struct numbers are doubles: larger integers lose bits."""
-_TRANSFER_WORDS = ("kv transfer", "kvtransfer", "kv_transfer", "bootstrap", "transfer failed", "disaggregation")
 _CONSTRAINTS = {
     ConstraintKind.JSON_SCHEMA: "json_schema",
     ConstraintKind.REGEX: "regex",
     ConstraintKind.EBNF: "ebnf_grammar",
     ConstraintKind.STRUCTURAL_TAG: "structural_tag",
 }
-_MODES = {"prefill": WorkerType.PREFILL, "decode": WorkerType.DECODE}
+_READING = Reading(Counts.RUNNING, ends_local_stops=True)
+_OPERATIONS = {**shared_operations(_SERVICE), **lora_operations(_SERVICE)}
+
+
+def _embed(leg: EmbedLeg, facts: WorkerFacts | None) -> pb.EmbedRequest:
+    check_embed(leg, facts, "SGLang")
+    request = pb.EmbedRequest(request_id=leg.leg_id, sampling_params=_sampling(Sampling(), None))
+    request.tokenized.input_ids.extend(leg.token_ids)
+    if leg.dp_rank is not None:
+        # Without presence on this message: rank 0 cannot be told from no pin.
+        request.data_parallel_rank = leg.dp_rank
+    return request
 
 
 class SglangDialect:
@@ -70,15 +85,19 @@ class SglangDialect:
         zero_loads_may_be_dead=False,
     )
 
+    embed = EmbedRpc(Rpc(f"/{_SERVICE}/Embed", pb.EmbedResponse), _embed, vector_of)
+    operations = _OPERATIONS
+    kv_events = kv_events_rpc(_SERVICE)
+
     def generate_request(self, leg: LegRequest, facts: WorkerFacts | None) -> Message:
         """The Generate request of a leg; the same fields go to both legs of a rendezvous."""
-        refuse_empty_prompt(leg)
-        if leg.kind is HandshakeKind.HANDOFF:
-            raise refuse_broken_leg(leg, "SGLang has no handoff")
+        check_leg(leg, facts)
+        meeting = meeting_of(leg, facts, "SGLang")
         request = pb.GenerateRequest(
             request_id=leg.leg_id,
-            sampling_params=_sampling(leg, facts),
+            sampling_params=_sampling(leg.sampling, facts),
             stream=leg.is_streaming,
+            lora_id=lora_id_of(leg, facts),
         )
         request.tokenized.input_ids.extend(leg.token_ids)  # half the time of a constructor, which copies twice
         if leg.output_logprobs or leg.prompt_logprobs:
@@ -89,24 +108,19 @@ class SglangDialect:
         if leg.dp_rank is not None:
             # With presence: a pin to rank 0 that is not written lets the engine balance by itself.
             request.data_parallel_rank = leg.dp_rank
-        if leg.kind is HandshakeKind.RENDEZVOUS:
-            request.disaggregated_params.CopyFrom(_rendezvous(leg))
+        if meeting is not None:
+            params = request.disaggregated_params
+            params.bootstrap_host, params.bootstrap_port = meeting.host, meeting.port
+            params.bootstrap_room = meeting.room
         return request
 
     def decoder(self, leg: LegRequest) -> ItemDecoder:
         """A decoder for running counts."""
-        return StreamDecoder(leg, choices=leg.sampling.n, counts=Counts.RUNNING, ends_local_stops=True)
+        return StreamDecoder(leg, _READING, choices=leg.sampling.n)
 
     def status_failure(self, leg: LegRequest, code: Code, details: str) -> EngineFailure:
         """A status in which a rendezvous leg names the transfer is the transfer's failure."""
-        lowered = details.lower()
-        if (
-            leg.kind is HandshakeKind.RENDEZVOUS
-            and code in (Code.INTERNAL, Code.ABORTED, Code.UNAVAILABLE, Code.UNKNOWN)
-            and any(word in lowered for word in _TRANSFER_WORDS)
-        ):
-            return EngineFailure(Reason.KV_TRANSFER_FAILED, f"the engine answered {code.name}: {details}", code=code)
-        return engine_status_failure(code, details)
+        return rendezvous_status_failure(leg, code, details)
 
     def abort_request(self, leg_id: str) -> Message:
         """Aborts by id; SGLang takes every id with this prefix, so ids must not be prefixes of one another."""
@@ -118,10 +132,7 @@ class SglangDialect:
 
     def check_health(self, response: Any) -> None:
         """`healthy` must be set."""
-        if not response.healthy:
-            raise EngineFailure(
-                Reason.ENGINE_ERROR, f"the engine is not healthy: {response.message}", code=Code.UNAVAILABLE
-            )
+        check_healthy(response.healthy, response.message)
 
     def model_info_request(self) -> Message:
         """Empty."""
@@ -133,35 +144,39 @@ class SglangDialect:
 
     def facts(self, model_info: Any, server_info: Any) -> WorkerFacts:
         """Facts from GetModelInfo and the `server_args` of GetServerInfo."""
-        args: Mapping[str, Any] = MessageToDict(server_info.server_args)
-        name = model_info.served_model_name or _text(args, "served_model_name")
-        model_id = name or model_info.model_path or _text(args, "model_path") or "unknown"
-        mode = _MODES.get(str(args.get("disaggregation_mode")))
-        port = _integer(args, "disaggregation_bootstrap_port")
+        args = arguments(server_info)
+        name = model_info.served_model_name or text(args, "served_model_name")
+        model_id = name or model_info.model_path or text(args, "model_path") or "unknown"
+        mode = MODES.get(str(args.get("disaggregation_mode")))
         return WorkerFacts(
             runtime_type=self.runtime_type,
             model_id=model_id,
             served_names=(name,) if name else (),
-            context_length=model_info.max_context_length or _integer(args, "context_length"),
-            vocab_size=model_info.vocab_size or _integer(args, "vocab_size"),
+            context_length=model_info.max_context_length or integer(args, "context_length"),
+            vocab_size=model_info.vocab_size or integer(args, "vocab_size"),
             eos_token_ids=tuple(model_info.eos_token_ids),
-            max_running_requests=_integer(args, "max_running_requests"),
-            dp_size=_integer(args, "dp_size") or 1,
+            max_running_requests=integer(args, "max_running_requests"),
+            dp_size=integer(args, "dp_size") or 1,
             handshake=HandshakeKind.RENDEZVOUS,
-            kv_connector=_text(args, "disaggregation_transfer_backend"),
-            kv_block_size=_integer(args, "page_size"),
-            kv_dtype=_text(args, "kv_cache_dtype"),
-            pairing_protocol=_text(args, "pairing_protocol"),
-            # The engine does not know under which name others reach it: the registration fills an empty host.
-            bootstrap=BootstrapEndpoint("", port) if mode is WorkerType.PREFILL and port else None,
+            kv_connector=text(args, "disaggregation_transfer_backend"),
+            kv_block_size=integer(args, "page_size"),
+            kv_dtype=text(args, "kv_cache_dtype"),
+            pairing_protocol=text(args, "pairing_protocol"),
+            bootstrap=bootstrap_of(args, mode),
             disaggregation_mode=mode,
-            load_balance_method=_text(args, "load_balance_method"),
-            supports_seed=args.get("sampling_seed_in_custom_params") is True,
-            position_keyed_sampling=args.get("position_keyed_sampling") is True,
-            batch_invariant=args.get("batch_invariant") is True,
-            constraints=() if _text(args, "grammar_backend") == "none" else tuple(_CONSTRAINTS),
+            load_balance_method=text(args, "load_balance_method"),
+            supports_seed=flag(args, "sampling_seed_in_custom_params"),
+            position_keyed_sampling=flag(args, "position_keyed_sampling"),
+            batch_invariant=flag(args, "batch_invariant"),
+            constraints=() if text(args, "grammar_backend") == "none" else tuple(_CONSTRAINTS),
+            # The first is what an engine says that serves both; SGLang itself is started for one of the two.
+            can_embed=flag(args, "serves_embeddings") or flag(args, "is_embedding") or not model_info.is_generation,
+            applies_adapters=flag(args, "enable_lora") or bool(args.get("lora_paths")),
+            publishes_kv_events=True,
+            flushes_cache=True,
+            profiles=True,
             default_sampling=default_sampling(model_info.default_sampling_params_json),
-            instance=_text(args, "instance")
+            instance=text(args, "instance")
             or (server_info.start_time.ToJsonString() if server_info.HasField("start_time") else None),
             version=server_info.sglang_version or None,
         )
@@ -183,9 +198,8 @@ class SglangDialect:
         return common_pb2.GetTokenizerRequest()
 
 
-def _sampling(leg: LegRequest, facts: WorkerFacts | None) -> pb.SamplingParams:
+def _sampling(asked: Sampling, facts: WorkerFacts | None) -> pb.SamplingParams:
     """Every scalar written, since the proto's zero is not the engine's default."""
-    asked = leg.sampling
     defaults = facts.default_sampling if facts is not None else {}
     params = pb.SamplingParams(
         temperature=effective(asked.temperature, defaults, "temperature", 1.0),
@@ -211,12 +225,7 @@ def _sampling(leg: LegRequest, facts: WorkerFacts | None) -> pb.SamplingParams:
         params.max_new_tokens = asked.max_tokens
     if asked.seed is not None:
         if facts is not None and facts.supports_seed:
-            if abs(asked.seed) > _MAX_STRUCT_INT:
-                raise TandemError(
-                    Reason.INVALID_REQUEST,
-                    f"SGLang's wire carries seeds up to 2^53, not {asked.seed}",
-                    field="sampling.seed",
-                )
+            check_seed(asked.seed, -_MAX_STRUCT_INT, _MAX_STRUCT_INT, "SGLang")
             params.custom_params["sampling_seed"] = asked.seed
         elif params.temperature != 0.0:
             raise TandemError(
@@ -225,24 +234,3 @@ def _sampling(leg: LegRequest, facts: WorkerFacts | None) -> pb.SamplingParams:
                 field="sampling.seed",
             )
     return params
-
-
-def _rendezvous(leg: LegRequest) -> pb.DisaggregatedParams:
-    meeting = leg.handoff
-    if not isinstance(meeting, Rendezvous):
-        raise refuse_broken_leg(leg, "a prefill or decode worker of SGLang dies without disaggregated_params")
-    if not 0 < meeting.room <= INT32_MAX:
-        raise refuse_broken_leg(leg, f"room {meeting.room} does not fit into int32")
-    if not meeting.host or not 0 < meeting.port <= 65535:
-        raise refuse_broken_leg(leg, f"bootstrap endpoint {meeting.host!r}:{meeting.port} is not one")
-    return pb.DisaggregatedParams(bootstrap_host=meeting.host, bootstrap_port=meeting.port, bootstrap_room=meeting.room)
-
-
-def _text(args: Mapping[str, Any], name: str) -> str | None:
-    value = args.get(name)
-    return value if isinstance(value, str) and value else None
-
-
-def _integer(args: Mapping[str, Any], name: str) -> int | None:
-    value = args.get(name)
-    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None

@@ -1,12 +1,11 @@
 """vLLM's engine protocol (`vllm.grpc.engine.VllmEngine`): handoff.
 
 The prefill leg is a clone that makes exactly one token and returns kv_transfer_params; the decode leg gets them
-verbatim. A decode with `do_remote_prefill` and no `remote_block_ids` kills the engine, so it is never sent.
+verbatim.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,30 +13,36 @@ from google.protobuf.message import Message
 from smg_grpc_proto.generated import common_pb2
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
-from tandem_router.engines.contract import ItemDecoder, Methods, Rpc, Traits
-from tandem_router.engines.decoding import Counts, StreamDecoder
+from tandem_router.engines.common_rpcs import shared_operations
+from tandem_router.engines.contract import EmbedRpc, ItemDecoder, Methods, Rpc, Traits
+from tandem_router.engines.decoding import Counts, Reading, StreamDecoder
+from tandem_router.engines.embed_rpcs import check_embed, vector_of
 from tandem_router.engines.guards import (
     INT32_MAX,
+    check_healthy,
+    check_leg,
+    check_seed,
     constraint_field,
     default_sampling,
     effective,
     engine_status_failure,
+    refuse_adapters,
     refuse_broken_leg,
-    refuse_empty_prompt,
 )
+from tandem_router.engines.kv_events import kv_events_rpc
 from tandem_router.engines.loads import core_loads
-from tandem_router.errors import Code, Reason, TandemError
+from tandem_router.engines.transfer_params import decode_params, prefill_params
+from tandem_router.errors import Code
+from tandem_router.model.embedding import EmbedLeg
 from tandem_router.model.failure import EngineFailure
-from tandem_router.model.pairing import AbortInTransfer, HandshakeKind, KvRole, LegRole, TransferParams
+from tandem_router.model.pairing import AbortInTransfer, HandshakeKind, KvRole, LegRole
 from tandem_router.model.request import ConstraintKind, LegRequest
 from tandem_router.model.spec import RuntimeType, WorkerType
 from tandem_router.model.worker import RankLoad, WorkerFacts
 
-__all__ = ["ASK_FOR_TRANSFER_PARAMS", "VllmDialect"]
+__all__ = ["VllmDialect"]
 
 _SERVICE = "vllm.grpc.engine.VllmEngine"
-ASK_FOR_TRANSFER_PARAMS = '{"do_remote_decode":true,"do_remote_prefill":false}'
-"""What a prefill leg is sent when the handshake has nothing of its own to say (NIXL)."""
 _ROLES = {role.value: role for role in KvRole}
 _CONSTRAINTS = {
     ConstraintKind.JSON_SCHEMA: "json_schema",
@@ -47,6 +52,14 @@ _CONSTRAINTS = {
     ConstraintKind.CHOICE: "choice",
 }
 _MODES = {KvRole.PRODUCER: WorkerType.PREFILL, KvRole.CONSUMER: WorkerType.DECODE}
+_READING = Reading(Counts.PER_MESSAGE, has_transfer_params=True)
+
+
+def _embed(leg: EmbedLeg, facts: WorkerFacts | None) -> pb.EmbedRequest:
+    check_embed(leg, facts, "vLLM")
+    request = pb.EmbedRequest(request_id=leg.leg_id)
+    request.tokenized.input_ids.extend(leg.token_ids)
+    return request
 
 
 class VllmDialect:
@@ -71,9 +84,14 @@ class VllmDialect:
         zero_loads_may_be_dead=True,
     )
 
+    embed = EmbedRpc(Rpc(f"/{_SERVICE}/Embed", pb.EmbedResponse), _embed, vector_of)
+    operations = shared_operations(_SERVICE)
+    kv_events = kv_events_rpc(_SERVICE)
+
     def generate_request(self, leg: LegRequest, facts: WorkerFacts | None) -> Message:
         """The Generate request of a leg; a handoff's prefill leg is capped to one token whatever was asked."""
-        refuse_empty_prompt(leg)
+        check_leg(leg, facts)
+        refuse_adapters(leg.adapters, "vLLM's protocol")
         if leg.kind is HandshakeKind.RENDEZVOUS:
             raise refuse_broken_leg(leg, "vLLM has no rendezvous")
         is_prefill = leg.kind is HandshakeKind.HANDOFF and leg.role is LegRole.PREFILL
@@ -86,7 +104,8 @@ class VllmDialect:
         if is_prefill:
             _cap_to_one_token(request.sampling_params)
         if leg.kind is HandshakeKind.HANDOFF:
-            request.kv_transfer_params_json = _prefill_params(leg) if is_prefill else _decode_params(leg)
+            params = prefill_params(leg, facts) if is_prefill else decode_params(leg, facts)
+            request.kv_transfer_params_json = params
         if leg.dp_rank is not None:
             request.data_parallel_rank = leg.dp_rank
         return request
@@ -94,9 +113,7 @@ class VllmDialect:
     def decoder(self, leg: LegRequest) -> ItemDecoder:
         """A decoder for per-message counts; a prefill leg owes one end whatever n is."""
         is_prefill = leg.kind is HandshakeKind.HANDOFF and leg.role is LegRole.PREFILL
-        return StreamDecoder(
-            leg, choices=1 if is_prefill else leg.sampling.n, counts=Counts.PER_MESSAGE, has_transfer_params=True
-        )
+        return StreamDecoder(leg, _READING, choices=1 if is_prefill else leg.sampling.n)
 
     def status_failure(self, leg: LegRequest, code: Code, details: str) -> EngineFailure:
         """Statuses mean what they say; a failed transfer comes as a `complete` instead."""
@@ -112,10 +129,7 @@ class VllmDialect:
 
     def check_health(self, response: Any) -> None:
         """`healthy` must be set: a dead engine leaves its process up and answers OK with healthy=false."""
-        if not response.healthy:
-            raise EngineFailure(
-                Reason.ENGINE_ERROR, f"the engine is not healthy: {response.message}", code=Code.UNAVAILABLE
-            )
+        check_healthy(response.healthy, response.message)
 
     def model_info_request(self) -> Message:
         """Empty."""
@@ -149,6 +163,11 @@ class VllmDialect:
             disaggregation_mode=_MODES.get(role) if role is not None else None,
             supports_seed=True,
             constraints=tuple(_CONSTRAINTS),
+            max_greedy_choices=1,
+            can_embed=not model_info.is_generation,
+            publishes_kv_events=True,
+            flushes_cache=True,
+            profiles=True,
             default_sampling=default_sampling(model_info.default_sampling_params_json),
             instance=server_info.kv_engine_id or None,
         )
@@ -202,10 +221,7 @@ def _sampling(leg: LegRequest, facts: WorkerFacts | None) -> pb.SamplingParams:
     if asked.max_tokens is not None:
         params.max_tokens = asked.max_tokens
     if asked.seed is not None:
-        if not -INT32_MAX - 1 <= asked.seed <= INT32_MAX:
-            raise TandemError(
-                Reason.INVALID_REQUEST, f"vLLM's wire carries int32 seeds, not {asked.seed}", field="sampling.seed"
-            )
+        check_seed(asked.seed, -INT32_MAX - 1, INT32_MAX, "vLLM")
         params.seed = asked.seed
     if leg.output_logprobs:
         params.logprobs = leg.top_logprobs
@@ -226,25 +242,3 @@ def _cap_to_one_token(params: pb.SamplingParams) -> None:
     which = params.WhichOneof("constraint")
     if which is not None:
         params.ClearField(which)
-
-
-def _prefill_params(leg: LegRequest) -> str:
-    return leg.handoff.json if isinstance(leg.handoff, TransferParams) else ASK_FOR_TRANSFER_PARAMS
-
-
-def _decode_params(leg: LegRequest) -> str:
-    """Prefill's own text, verbatim; looked into only to keep what kills the engine off the wire."""
-    if not isinstance(leg.handoff, TransferParams):
-        raise refuse_broken_leg(leg, "a decode leg of a handoff has no transfer params")
-    text = leg.handoff.json
-    try:
-        params = json.loads(text)
-    except ValueError as error:
-        raise refuse_broken_leg(leg, f"transfer params are not JSON: {error}") from None
-    if not isinstance(params, dict):
-        raise refuse_broken_leg(leg, "transfer params are not a JSON object")
-    # An empty list is legal: a prompt shorter than a block has nothing to move. Mooncake names the transfer instead.
-    is_named = isinstance(params.get("remote_block_ids"), list) or bool(params.get("transfer_id"))
-    if params.get("do_remote_prefill") and not is_named:
-        raise refuse_broken_leg(leg, "do_remote_prefill without remote_block_ids kills the decode engine")
-    return text

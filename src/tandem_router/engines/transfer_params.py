@@ -1,0 +1,82 @@
+"""kv_transfer_params: opaque JSON, looked into only to keep off the wire what kills or hangs an engine.
+
+Seen with vLLM 0.32.0: a NIXL decode with `do_remote_prefill` and no `remote_block_ids` kills the engine; a Mooncake
+decode without its three names computes the prompt again, and one whose prefill never comes hangs with its blocks.
+Mooncake asserts that a producer is never asked to pull and a consumer never to produce.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tandem_router.engines.guards import refuse_broken_leg
+from tandem_router.model.pairing import KvRole, TransferParams
+from tandem_router.model.request import LegRequest
+from tandem_router.model.worker import WorkerFacts
+
+__all__ = ["ASK_FOR_TRANSFER_PARAMS", "decode_params", "prefill_params"]
+
+ASK_FOR_TRANSFER_PARAMS = '{"do_remote_decode":true,"do_remote_prefill":false}'
+"""What a prefill leg is sent when the handshake has nothing of its own to say (NIXL)."""
+_MOONCAKE = "MooncakeConnector"
+_MOONCAKE_NEEDS = ("transfer_id", "remote_engine_id", "remote_bootstrap_addr")
+_NIXL = ("NixlConnector", None)
+"""Connectors that pull by block ids: NIXL, and one that nobody has named."""
+
+
+def prefill_params(leg: LegRequest, facts: WorkerFacts | None) -> str:
+    """What the prefill leg is sent, verbatim; raises INTERNAL_ERROR for params that would strand its blocks."""
+    if not isinstance(leg.handoff, TransferParams):
+        params: Mapping[str, Any] = {"do_remote_decode": True}
+        text = ASK_FOR_TRANSFER_PARAMS
+    else:
+        text = leg.handoff.json
+        params = _object(leg, text)
+    if params.get("do_remote_prefill"):
+        raise refuse_broken_leg(leg, "a prefill leg is asked to pull")
+    if _connector(facts) == _MOONCAKE and not _is_name(params.get("transfer_id")):
+        raise refuse_broken_leg(leg, "Mooncake needs a transfer_id, or decode waits for what is never sent")
+    if facts is not None and facts.kv_role is KvRole.CONSUMER:
+        raise refuse_broken_leg(leg, "a kv_consumer is asked to produce")
+    return text
+
+
+def decode_params(leg: LegRequest, facts: WorkerFacts | None) -> str:
+    """What the decode leg is sent, verbatim; raises INTERNAL_ERROR for params that would kill or hang the engine."""
+    if not isinstance(leg.handoff, TransferParams):
+        raise refuse_broken_leg(leg, "a decode leg of a handoff has no transfer params")
+    text = leg.handoff.json
+    params = _object(leg, text)
+    if not params.get("do_remote_prefill"):
+        return text
+    if facts is not None and facts.kv_role is KvRole.PRODUCER:
+        raise refuse_broken_leg(leg, "a kv_producer is asked to pull")
+    connector = _connector(facts)
+    if connector == _MOONCAKE or (connector is None and "transfer_id" in params):
+        missing = [name for name in _MOONCAKE_NEEDS if not _is_name(params.get(name))]
+        if missing:
+            raise refuse_broken_leg(leg, f"Mooncake cannot pull without {', '.join(missing)}")
+    # An empty list is legal: a prompt shorter than a block has nothing to move.
+    elif connector in _NIXL and not isinstance(params.get("remote_block_ids"), list):
+        raise refuse_broken_leg(leg, "do_remote_prefill without remote_block_ids kills the decode engine")
+    return text
+
+
+def _connector(facts: WorkerFacts | None) -> str | None:
+    return None if facts is None else facts.kv_connector
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _object(leg: LegRequest, text: str) -> Mapping[str, Any]:
+    try:
+        params = json.loads(text)
+    except ValueError as error:
+        raise refuse_broken_leg(leg, f"transfer params are not JSON: {error}") from None
+    if not isinstance(params, dict):
+        raise refuse_broken_leg(leg, "transfer params are not a JSON object")
+    return params

@@ -1,0 +1,144 @@
+"""Operations and KV events: what is asked, and what is read from the answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from legs import ADAPTED, AGGREGATE, every_dialect
+from smg_grpc_proto.generated import common_pb2 as common
+from smg_grpc_proto.generated import sglang_scheduler_pb2 as pb
+
+from tandem_router.engines.contract import Dialect
+from tandem_router.engines.kv_events import kv_events_rpc
+from tandem_router.engines.sglang import SglangDialect
+from tandem_router.errors import Reason, TandemError
+from tandem_router.model.adapters import AdapterUse, LoadedAdapter
+from tandem_router.model.failure import EngineFailure
+from tandem_router.model.kv_events import KvBatch, KvBlock, KvCleared, KvRemoved, KvStored
+from tandem_router.model.operations import FlushCache, ListAdapters, LoadAdapter, StartProfile
+
+SGLANG = SglangDialect()
+EVENTS = kv_events_rpc("x.Y")
+LEGAL = replace(AGGREGATE, adapters=(AdapterUse("legal"),))
+
+
+def batch(*events: common.KvCacheEvent, **fields: object) -> KvBatch | None:
+    return EVENTS.batch(common.KvEventBatch(sequence_number=7, events=events, **fields))
+
+
+def test_flush_waits_as_long_as_it_is_told() -> None:
+    assert SGLANG.operations[FlushCache].request(FlushCache(2.5)) == common.FlushCacheRequest(timeout_s=2.5)
+
+
+def test_profile_options_that_nobody_stated_are_not_sent() -> None:
+    assert SGLANG.operations[StartProfile].request(StartProfile()) == common.StartProfileRequest()
+
+
+def test_profile_options_are_sent() -> None:
+    asked = StartProfile("/tmp/traces", 0, 5, ("CPU",), with_stack=False, record_shapes=True, by_stage=True)
+    request = SGLANG.operations[StartProfile].request(asked)
+    assert request == common.StartProfileRequest(
+        output_dir="/tmp/traces",
+        start_step=0,
+        num_steps=5,
+        activities=["CPU"],
+        with_stack=False,
+        record_shapes=True,
+        profile_by_stage=True,
+    )
+
+
+def test_same_adapter_gets_the_same_id_from_every_router() -> None:
+    load = SGLANG.operations[LoadAdapter].request
+    first, again, other = (load(LoadAdapter("a", path)) for path in ("/a", "/a", "/b"))
+    assert (first.lora_id == again.lora_id, first.lora_id == other.lora_id) == (True, False)
+
+
+def test_loaded_adapters_are_read() -> None:
+    response = pb.ListLoadedLoRAAdaptersResponse(
+        loaded_adapters=[pb.LoadedLoRAAdapter(lora_id="i", lora_name="n", lora_path="/p", pinned=True)]
+    )
+    assert SGLANG.operations[ListAdapters].read(response).adapters == (LoadedAdapter("n", "i", "/p", is_pinned=True),)
+
+
+def test_adapter_is_asked_for_by_the_engines_own_id() -> None:
+    assert SGLANG.generate_request(LEGAL, ADAPTED).lora_id == "a1b2"
+
+
+def test_adapter_that_the_worker_has_not_loaded_is_not_found() -> None:
+    with pytest.raises(TandemError) as caught:
+        SGLANG.generate_request(LEGAL, replace(ADAPTED, adapters=()))
+    assert (caught.value.reason, caught.value.field) == (Reason.ADAPTER_NOT_FOUND, "adapters[0].name")
+
+
+@every_dialect
+def test_operation_that_failed_under_ok_is_a_failure(dialect: Dialect) -> None:
+    for operation in dialect.operations.values():
+        if "success" not in operation.rpc.response.DESCRIPTOR.fields_by_name:
+            continue
+        with pytest.raises(EngineFailure, match="3 requests run") as caught:
+            operation.read(operation.rpc.response(success=False, message="3 requests run"))
+        assert caught.value.reason is Reason.ENGINE_ERROR
+        assert operation.read(operation.rpc.response(success=True, message="done")).message == "done"
+
+
+def test_subscription_resumes_where_it_is_told() -> None:
+    assert EVENTS.request(41) == common.SubscribeKvEventsRequest(start_sequence_number=41)
+
+
+def test_load_alone_is_no_batch() -> None:
+    assert batch(load=common.EngineLoad(load_only=True)) is None
+
+
+def test_batch_without_events_still_carries_its_number() -> None:
+    assert batch(load=common.EngineLoad(running_requests=1)) == KvBatch(7, ())
+
+
+def test_rank_zero_is_told_from_no_rank() -> None:
+    assert (batch(dp_rank=0), batch()) == (KvBatch(7, (), dp_rank=0), KvBatch(7, ()))
+
+
+def test_stored_blocks_are_read_whole() -> None:
+    stored = common.KvBlocksStored(
+        blocks=[common.KvBlock(block_hash=-5, token_ids=[1, 2], block_size=2)],
+        parent_block_hash=0,
+        lora_name="legal",
+        cache_salt="s",
+        tier=common.KV_CACHE_TIER_DEVICE,
+    )
+    assert batch(common.KvCacheEvent(stored=stored)) == KvBatch(
+        7, (KvStored((KvBlock(-5, (1, 2), 2),), parent_hash=0, adapter="legal", cache_salt="s"),)
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_on_device"),
+    [
+        ({}, True),
+        ({"tier": common.KV_CACHE_TIER_DEVICE}, True),
+        ({"tier": common.KV_CACHE_TIER_HOST}, False),
+        ({"tier": common.KV_CACHE_TIER_EXTERNAL}, False),
+        ({"locality": common.KV_CACHE_LOCALITY_LOCAL}, True),
+        ({"locality": common.KV_CACHE_LOCALITY_REMOTE, "tier": common.KV_CACHE_TIER_DEVICE}, False),
+        ({"cache_level": 0}, True),
+        ({"cache_level": 2}, False),
+    ],
+)
+def test_blocks_beside_the_device_are_told_apart(fields: dict[str, int], is_on_device: bool) -> None:
+    removed = common.KvBlocksRemoved(block_hashes=[1, 2], **fields)
+    assert batch(common.KvCacheEvent(removed=removed)) == KvBatch(7, (KvRemoved((1, 2), is_on_device),))
+    level = fields.pop("cache_level", None)
+    stored = common.KvBlocksStored(blocks=[common.KvBlock(block_hash=1, cache_level=level)], **fields)
+    found = batch(common.KvCacheEvent(stored=stored))
+    assert found is not None
+    assert [event.is_on_device for event in found.events if isinstance(event, KvStored)] == [is_on_device]
+
+
+def test_snapshot_begins_with_a_clear_and_says_that_it_is_one() -> None:
+    found = batch(common.KvCacheEvent(cleared=common.KvCacheCleared()), snapshot=common.KvSnapshotChunk(count=1))
+    assert found == KvBatch(7, (KvCleared(),), is_snapshot=True)
+
+
+def test_event_of_a_newer_protocol_is_left_out() -> None:
+    assert batch(common.KvCacheEvent(event_id=3)) == KvBatch(7, ())
