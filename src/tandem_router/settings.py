@@ -55,6 +55,14 @@ class ServerSettings:
     """File, PEM. With the key and client_ca the admin listener asks for client certificates (mutual TLS)."""
     admin_tls_key: str = ""
     admin_client_ca: str = ""
+    worker_tls_ca: str = ""
+    """File, PEM: authorities that certificates of grpcs:// workers may be signed by, where a worker's credentials hold
+    none. Empty: the system's. These three files are read anew for every connection to a worker, so a rotated
+    certificate needs no restart; a connection that stands keeps what it was made with."""
+    worker_tls_certificate: str = ""
+    """File, PEM: client certificate chain for workers that ask for one (mutual TLS). Needs worker_tls_key."""
+    worker_tls_key: str = ""
+    """File, PEM: the client certificate's private key, not encrypted."""
     shutdown_grace_s: float = field(default=25.0, metadata=_MAY_BE_INF)
     """How long running requests may go on after the first SIGTERM or SIGINT; the second ends them at once. 0: not at
     all; inf: as long as they take. With the close it must be less than what the process gets before SIGKILL, which is

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -36,12 +37,19 @@ def complete(*ids: int, total: int, reason: str = "length") -> sglang.GenerateRe
 class ScriptedServer:
     """Speaks SGLang's protocol unless told otherwise. A method that is set to None is UNIMPLEMENTED."""
 
-    def __init__(self, service: str = SERVICE) -> None:
+    def __init__(self, service: str = SERVICE, credentials: grpc.ServerCredentials | None = None) -> None:
+        """credentials: None = plain text."""
         self.service = service
+        self.credentials = credentials
         self.instance = "i-1"
         self.aborted: list[str] = []
         self.requests: list[bytes] = []
         self.metadata: list[dict[str, str]] = []
+        """Of Generate calls."""
+        self.calls: list[tuple[str, dict[str, str]]] = []
+        """Method and metadata of every call."""
+        self.more: dict[str, Unary | Stream] = {}
+        """Bodies of further methods; async generators stream."""
         self.generate_ended = asyncio.Event()
         self.generate: Stream | None = self._answer
         self.tokenizer: list[common_pb2.GetTokenizerChunk] | None = None
@@ -57,13 +65,17 @@ class ScriptedServer:
     @property
     def url(self) -> str:
         """Where clients reach it: the relay."""
-        return f"grpc://127.0.0.1:{self.port}"
+        return f"{'grpc' if self.credentials is None else 'grpcs'}://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
         """Serve; after a `stop` at the same port again."""
         self._server = grpc.aio.server()
         self._server.add_generic_rpc_handlers((_Methods(self),))
-        inner = self._server.add_insecure_port("127.0.0.1:0")
+        inner = (
+            self._server.add_insecure_port("127.0.0.1:0")
+            if self.credentials is None
+            else self._server.add_secure_port("127.0.0.1:0", self.credentials)
+        )
         await self._server.start()
 
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -126,6 +138,13 @@ class _Methods(grpc.GenericRpcHandler):
         service, _, method = details.method[1:].rpartition("/")
         if service != script.service:
             return None
+        metadata = {str(key): str(value) for key, value in details.invocation_metadata}
+        script.calls.append((method, metadata))
+        if method in script.more:
+            body = script.more[method]
+            if inspect.isasyncgenfunction(body):
+                return grpc.unary_stream_rpc_method_handler(body, None, _bytes_of)
+            return grpc.unary_unary_rpc_method_handler(body, None, _bytes_of)
         if method == "Generate" and script.generate is not None:
             return grpc.unary_stream_rpc_method_handler(self._generate, None, _bytes_of)
         if method == "GetTokenizer" and script.tokenizer is not None:
@@ -137,8 +156,8 @@ class _Methods(grpc.GenericRpcHandler):
             "GetServerInfo": script.server_info,
             "GetLoads": self._loads if script.loads is not None else None,
         }
-        body = unary.get(method)
-        return grpc.unary_unary_rpc_method_handler(body, None, _bytes_of) if body is not None else None
+        answer = unary.get(method)
+        return grpc.unary_unary_rpc_method_handler(answer, None, _bytes_of) if answer is not None else None
 
     async def _generate(self, request: bytes, context: Any) -> AsyncIterator[Any]:
         assert self._script.generate is not None

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
+import grpc
 import pytest
-from scripted_server import ScriptedServer
+from scripted_server import ScriptedServer, tokenizer_chunks
+from smg_grpc_proto.generated import sglang_scheduler_pb2 as sglang
 
+from tandem_router.engines.registry import PROBE_ORDER, dialect_of
 from tandem_router.errors import Reason, TandemError
+from tandem_router.model.detection import Asked
 from tandem_router.model.failure import EngineFailure
 from tandem_router.model.request import LegRequest
 from tandem_router.model.spec import ChannelOptions, RuntimeType, WorkerSpec
@@ -93,17 +99,92 @@ async def test_stated_protocol_is_checked(worker: ScriptedServer) -> None:
 
 
 async def test_unspoken_protocol_is_refused_without_dialling() -> None:
-    found = await dial_failure(WorkerSpec("grpc://127.0.0.1:1", runtime_type=RuntimeType.MLX))
+    unspoken = next(kind for kind in RuntimeType if dialect_of(kind) is None)
+    found = await dial_failure(WorkerSpec("grpc://127.0.0.1:1", runtime_type=unspoken))
     assert found.reason is Reason.RUNTIME_NOT_DETECTED
 
 
-async def test_api_key_travels_as_bearer_token(worker: ScriptedServer, leg: LegRequest) -> None:
+async def test_api_key_travels_as_bearer_token_of_every_rpc(worker: ScriptedServer, leg: LegRequest) -> None:
+    worker.tokenizer, worker.loads = tokenizer_chunks(b"zip"), sglang.GetLoadsResponse()
     client = await GrpcDialer().dial(WorkerSpec(worker.url), Credentials("k"), timeout_s=TIMEOUT_S)
+    await client.describe(timeout_s=TIMEOUT_S)
+    await client.probe(timeout_s=TIMEOUT_S)
+    await client.loads(timeout_s=TIMEOUT_S)
+    await client.fetch_tokenizer(timeout_s=TIMEOUT_S)
     call = client.generate(leg, timeout_s=TIMEOUT_S)
     while await call.receive() is not None:
         pass
+    await client.abort("leg-1", timeout_s=TIMEOUT_S)
     await client.close()
-    assert worker.metadata[0]["authorization"] == "Bearer k"
+    asked = {method for method, _ in worker.calls}
+    assert asked >= {"GetServerInfo", "GetModelInfo", "HealthCheck", "GetLoads", "GetTokenizer", "Generate", "Abort"}
+    assert {metadata.get("authorization") for _, metadata in worker.calls} == {"Bearer k"}
+
+
+async def test_worker_without_credentials_gets_no_authorization(worker: ScriptedServer) -> None:
+    client = await GrpcDialer().dial(WorkerSpec(worker.url), None, timeout_s=TIMEOUT_S)
+    await client.close()
+    assert ["authorization" in metadata for _, metadata in worker.calls] == [False]
+
+
+async def trace_of(worker: ScriptedServer, runtime_type: RuntimeType | None = None) -> list[Asked]:
+    trace: list[Asked] = []
+    spec = WorkerSpec(worker.url, runtime_type=runtime_type)
+    with contextlib.suppress(EngineFailure):
+        client = await GrpcDialer().dial(spec, None, timeout_s=0.5, on_asked=trace.append)
+        await client.close()
+    return trace
+
+
+async def test_every_question_of_a_detection_is_told_in_its_order() -> None:
+    worker = ScriptedServer(PROBE_ORDER[1].service)
+    await worker.start()
+    trace = await trace_of(worker)
+    await worker.stop()
+    expected = [(PROBE_ORDER[0].runtime_type, "UNIMPLEMENTED"), (PROBE_ORDER[1].runtime_type, "OK")]
+    assert [(asked.runtime_type, asked.answer) for asked in trace] == expected
+    assert all(asked.took_s >= 0 for asked in trace)
+
+
+async def test_detection_that_finds_nothing_tells_all_that_it_asked() -> None:
+    worker = ScriptedServer("some.other.Service")
+    await worker.start()
+    trace = await trace_of(worker)
+    await worker.stop()
+    assert [asked.runtime_type for asked in trace] == [dialect.runtime_type for dialect in PROBE_ORDER]
+    assert {asked.answer for asked in trace} == {"UNIMPLEMENTED"}
+
+
+async def test_stated_protocol_is_the_only_question(worker: ScriptedServer) -> None:
+    trace = await trace_of(worker, RuntimeType.SGLANG)
+    assert [(asked.runtime_type, asked.answer) for asked in trace] == [(RuntimeType.SGLANG, "OK")]
+
+
+async def test_question_without_an_answer_is_told_too(worker: ScriptedServer) -> None:
+    async def silent(request: Any, context: Any) -> Any:
+        await asyncio.get_running_loop().create_future()
+
+    worker.server_info = silent
+    [asked] = await trace_of(worker, RuntimeType.SGLANG)
+    assert asked.answer == "DEADLINE_EXCEEDED"
+
+
+async def test_worker_that_connects_and_never_answers_is_unreachable(worker: ScriptedServer) -> None:
+    async def silent(request: Any, context: Any) -> Any:
+        await asyncio.get_running_loop().create_future()
+
+    worker.server_info = silent
+    found = await dial_failure(WorkerSpec(worker.url, runtime_type=RuntimeType.SGLANG), timeout_s=0.3)
+    assert (found.reason, found.connection_lost) == (Reason.WORKER_UNREACHABLE, False)
+
+
+async def test_worker_that_wants_other_credentials_is_not_asked_on(worker: ScriptedServer) -> None:
+    async def denied(request: Any, context: Any) -> Any:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "bad key")
+
+    worker.server_info = denied
+    found = await dial_failure(WorkerSpec(worker.url))
+    assert (found.reason, len(worker.calls)) == (Reason.WORKER_REFUSED, 1)
 
 
 async def test_open_bootstrap_port_is_reached(silent_port: int) -> None:

@@ -296,3 +296,26 @@ async def test_stalled_consumer_stops_the_engine_by_flow_control(
             await asyncio.sleep(0.001)
     call.cancel()
     assert written < 32 * 1024 * 1024
+
+
+async def test_item_is_a_sign_of_life_and_a_mere_answer_is_none(engine: GrpcEngine, leg: LegRequest) -> None:
+    await engine.probe(timeout_s=TIMEOUT_S)
+    before = engine.last_sign_of_life_s
+    started_s = asyncio.get_running_loop().time()
+    await drain(engine.generate(leg, timeout_s=TIMEOUT_S))
+    assert before is None
+    assert engine.last_sign_of_life_s is not None
+    assert engine.last_sign_of_life_s >= started_s
+
+
+async def test_deadline_goes_along(worker: ScriptedServer, engine: GrpcEngine, leg: LegRequest) -> None:
+    left: list[float | None] = []
+
+    async def answer(request: Any, context: Any) -> AsyncIterator[Any]:
+        left.append(context.time_remaining())
+        yield complete(1, total=1)
+
+    worker.generate = answer
+    await drain(engine.generate(leg, timeout_s=3.0))
+    assert left[0] is not None
+    assert 0 < left[0] < 4  # grpc rounds up

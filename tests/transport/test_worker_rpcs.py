@@ -84,6 +84,14 @@ async def test_loads_are_sampled_on_the_loops_clock(worker: ScriptedServer, engi
     assert (load.running, load.sampled_at_s >= before_s) == (3, True)
 
 
+async def test_load_is_no_sign_of_life_because_dead_engines_have_theirs_told(
+    worker: ScriptedServer, engine: GrpcEngine
+) -> None:
+    worker.loads = sglang.GetLoadsResponse(loads=[sglang.SchedulerLoad(num_running_reqs=3)])
+    await engine.loads(timeout_s=TIMEOUT_S)
+    assert engine.last_sign_of_life_s is None
+
+
 async def test_zeros_of_an_unhealthy_vllm_are_not_idleness() -> None:
     worker = ScriptedServer("vllm.grpc.engine.VllmEngine")
 
@@ -128,7 +136,7 @@ async def test_truncated_archive_is_refused(worker: ScriptedServer, engine: Grpc
 async def test_endless_archive_is_cut_off(
     worker: ScriptedServer, engine: GrpcEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tandem_router.transport.grpc_engine._MAX_ARCHIVE_BYTES", 1000)
+    monkeypatch.setattr("tandem_router.transport.archive._MAX_ARCHIVE_BYTES", 1000)
     worker.tokenizer = tokenizer_chunks(b"x" * 3000)
     with pytest.raises(EngineFailure, match="exceeds"):
         await engine.fetch_tokenizer(timeout_s=TIMEOUT_S)

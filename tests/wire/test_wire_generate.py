@@ -9,6 +9,7 @@ from google.protobuf import json_format
 
 from tandem.v1 import generate_pb2
 from tandem_router.errors import Reason, TandemError
+from tandem_router.model.adapters import AdapterUse
 from tandem_router.model.request import Constraint, ConstraintKind, GenerateRequest, Output, ServingMode
 from tandem_router.wire.generate import generate_of, request_id_of
 
@@ -98,6 +99,11 @@ REFUSED: list[tuple[dict[str, Any], Reason, str]] = [
     ({"constraint": {"regex": ""}}, Reason.INVALID_REQUEST, "constraint.regex"),
     ({"constraint": {"choice": {}}}, Reason.INVALID_REQUEST, "constraint.choice.values"),
     ({"constraint": {"choice": {"values": [""]}}}, Reason.INVALID_REQUEST, "constraint.choice.values[0]"),
+    ({"adapters": [{}]}, Reason.INVALID_REQUEST, "adapters[0].name"),
+    ({"adapters": [{"name": "x" * 257}]}, Reason.INVALID_REQUEST, "adapters[0].name"),
+    ({"adapters": [{"name": "a", "scale": "NaN"}]}, Reason.INVALID_REQUEST, "adapters[0].scale"),
+    ({"adapters": [{"name": "a"}, {"name": "a"}]}, Reason.INVALID_REQUEST, "adapters[1].name"),
+    ({"adapters": [{"name": f"a{n}"} for n in range(9)]}, Reason.INVALID_REQUEST, "adapters"),
     ({"timeouts": {"first_token": "0s"}}, Reason.INVALID_REQUEST, "timeouts.first_token"),
     ({"timeouts": {"total": "-1s"}}, Reason.INVALID_REQUEST, "timeouts.total"),
     ({"output": 9}, Reason.INVALID_REQUEST, "output"),
@@ -128,6 +134,11 @@ def test_constraint_is_carried_out(fields: dict[str, Any], expected: Constraint)
     assert parse(constraint=fields).sampling.constraint == expected
 
 
+def test_adapters_keep_their_order_and_their_scale_is_one_unless_said() -> None:
+    asked = parse(adapters=[{"name": "b", "scale": 0.5}, {"name": "a"}]).adapters
+    assert asked == (AdapterUse("b", 0.5), AdapterUse("a", 1.0))
+
+
 def test_logprobs_of_prompt_and_answer_are_carried_out() -> None:
     request = parse(token_ids={"ids": [1, 2]}, logprobs={"output": True, "prompt": True, "prompt_start": 1, "top": 3})
     asked = (request.output_logprobs, request.prompt_logprobs, request.prompt_logprobs_start, request.top_logprobs)
@@ -140,7 +151,6 @@ NOT_YET: list[tuple[dict[str, Any], str]] = [
     ({"chat": {"messages": [USER], "continue_final_message": True}}, "chat.add_generation_prompt"),
     ({"chat": {"messages": [USER], "template_arguments": {"a": 1}}}, "chat.template_arguments"),
     ({"session_key": "x"}, "session_key"),
-    ({"adapters": [{"name": "a"}]}, "adapters"),
     ({"cache": {"read": False}}, "cache"),
     ({"cache": {"salt": "x"}}, "cache"),
     ({"resume_window": "1s"}, "resume_window"),

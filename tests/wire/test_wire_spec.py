@@ -165,7 +165,6 @@ NOT_YET: list[tuple[dict[str, Any], str]] = [
     ({"url": "http://h:1"}, "spec.connection_mode"),
     ({"connection_mode": "CONNECTION_MODE_HTTP"}, "spec.connection_mode"),
     ({"channel": {"connections": 2}}, "spec.channel.connections"),
-    ({"channel": {"tls_server_name": "x"}}, "spec.channel.tls_server_name"),
     ({"channel": {"http_timeout": "1s"}}, "spec.channel.http_timeout"),
 ]
 
@@ -195,9 +194,11 @@ def test_api_key_is_kept_and_never_printed() -> None:
     assert (credentials.api_key, "s3cret" in repr(credentials)) == ("s3cret", False)
 
 
-def test_tls_material_is_refused_until_it_is_used() -> None:
-    with pytest.raises(TandemError, match="FEATURE_NOT_IMPLEMENTED"):
-        credentials_of(worker_spec_pb2.WorkerCredentials(tls_ca_pem=b"x"))
+def test_stated_tls_name_survives_and_an_empty_one_states_nothing() -> None:
+    stated = WorkerSpec(url="grpcs://h:1", channel=ChannelOptions(tls_server_name="worker.test"))
+    assert spec_of(spec_pb(stated)) == stated
+    empty = worker_spec_pb2.WorkerSpec(url="grpcs://h:1", channel={"tls_server_name": ""})
+    assert spec_of(empty).channel == ChannelOptions()
 
 
 BAD_DEFAULTS: list[tuple[dict[str, object], str]] = [
@@ -220,7 +221,7 @@ def test_a_models_default_that_is_none_is_refused_by_path(defaults: dict[str, ob
 IDLE: list[tuple[WorkerSpec, str]] = [
     (WorkerSpec("grpc://h:1", resilience=ResilienceOverrides(max_attempts=1)), "spec.resilience"),
     (WorkerSpec("grpc://h:1", overload=OverloadOverrides(token_usage=0.5)), "spec.overload"),
-    (WorkerSpec("grpc://h:1", models=(ModelCard("m", chat_template="x"),)), "spec.models[0].chat_template"),
+    (WorkerSpec("grpc://h:1", models=(ModelCard("m", tool_parser="x"),)), "spec.models[0].tool_parser"),
 ]
 
 

@@ -11,6 +11,7 @@ import grpc.aio
 from tandem_router.errors import Reason, TandemError
 from tandem_router.model.spec import ChannelOptions
 from tandem_router.model.worker import Credentials
+from tandem_router.transport.tls import SYSTEM, TlsMaterial
 
 __all__ = ["Address", "Metadata", "call_metadata", "channel_options", "open_channel", "parse_address"]
 
@@ -50,7 +51,7 @@ def parse_address(url: str) -> Address:
     return Address(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", parts.scheme == "grpcs")
 
 
-def channel_options(stated: ChannelOptions) -> list[tuple[str, int]]:
+def channel_options(stated: ChannelOptions) -> list[tuple[str, int | str]]:
     """grpc channel arguments for one worker."""
     max_message = stated.max_message_bytes or _MAX_MESSAGE_BYTES
     keepalive_time_s = stated.keepalive_time_s or _KEEPALIVE_TIME_S
@@ -79,12 +80,17 @@ def channel_options(stated: ChannelOptions) -> list[tuple[str, int]]:
     ]
 
 
-def open_channel(url: str, stated: ChannelOptions) -> grpc.aio.Channel:
-    """An idle channel to the worker; connects when first asked to. TLS (grpcs) trusts the system's roots."""
+def open_channel(url: str, stated: ChannelOptions, tls: TlsMaterial = SYSTEM) -> grpc.aio.Channel:
+    """An idle channel to the worker; connects when first asked to.
+
+    tls: for grpcs; half of a pair raises EngineFailure(WORKER_TLS_FAILED).
+    """
     address = parse_address(url)
     options = channel_options(stated)
     if address.is_secure:
-        return grpc.aio.secure_channel(address.target, grpc.ssl_channel_credentials(), options=options)
+        if stated.tls_server_name:
+            options.append(("grpc.ssl_target_name_override", stated.tls_server_name))
+        return grpc.aio.secure_channel(address.target, tls.credentials(url), options=options)
     return grpc.aio.insecure_channel(address.target, options=options)
 
 

@@ -13,8 +13,11 @@ import grpc
 import grpc.aio
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
-from tandem_router.errors import Code, Reason
+from tandem_router.errors import Reason
 from tandem_router.model.failure import EngineFailure
+from tandem_router.transport.connect_failures import connect_failure, unreachable
+from tandem_router.transport.failures import details_of
+from tandem_router.transport.tls import ConnectionTls
 
 __all__ = ["Connection"]
 
@@ -25,21 +28,26 @@ _JITTER_S = 0.05
 
 _RETRY_WINDOW_S = 0.25
 """Longer than the channel's first reconnect back-off (100 ms) and a local connect."""
+_ASK_WHY_S = 1.0
+_ASK_WHY = "/grpc.health.v1.Health/Check"
+"""Only a call is told why there is no connection; this one is harmless should there be one by then."""
 
 
 class _NotConnectedError(Exception):
-    """One try to connect failed."""
+    """One try to connect failed; the text is grpc's."""
 
 
 class Connection:
     """The channel to one worker. Owned by one engine client, which closes it."""
 
-    def __init__(self, channel: grpc.aio.Channel, where: str) -> None:
+    def __init__(self, channel: grpc.aio.Channel, where: str, tls: ConnectionTls | None = None) -> None:
         """Args:
-        where: the worker's URL, for messages.
+        where: the worker's URL.
+        tls: what the channel was made with; None = plain.
         """
         self.channel = channel
         self.where = where
+        self._tls = tls
         self._is_closed = False
 
     @property
@@ -53,7 +61,7 @@ class Connection:
         return self._is_closed
 
     async def connect(self, timeout_s: float, *, attempts: int = 1) -> None:
-        """Return when the transport is up; raises EngineFailure(WORKER_UNREACHABLE) with was_sent=False.
+        """Return when the transport is up; raises EngineFailure(WORKER_UNREACHABLE, WORKER_TLS_FAILED), was_sent=False.
 
         attempts: tries, with a growing pause between them; a refused connection is told after the last one, which takes
         a fraction of a second, a silent one at the timeout.
@@ -69,16 +77,32 @@ class Connection:
                 ):
                     with attempt:
                         await self._connect_once()
-        except _NotConnectedError:
-            raise self._unreachable("the connection was refused or broke while it was being made") from None
+        except _NotConnectedError as error:
+            has_certificate = self._tls is not None and self._tls.material.certificate is not None
+            raise await connect_failure(self.where, str(error), has_certificate=has_certificate) from None
         except TimeoutError:
-            raise self._unreachable(f"no connection within {timeout_s:g} s") from None
+            what = "connection" if self._tls is None else "connection with TLS"
+            raise unreachable(self.where, f"no {what} within {timeout_s:g} s") from None
+
+    async def reconnect(self, timeout_s: float) -> None:
+        """As `connect`, after a break; raises WORKER_LOST where another certificate than this channel's is to be used.
+
+        A channel keeps the certificates that it was made with, so another one has to be dialled.
+        """
+        if not self.is_ready and self._tls is not None and self._tls.is_outdated:
+            raise EngineFailure(
+                Reason.WORKER_LOST,
+                f"{self.where}: the connection broke, and its certificates have been replaced since",
+                was_sent=False,
+                connection_lost=True,
+            )
+        await self.connect(timeout_s)
 
     async def _connect_once(self) -> None:
         has_tried = False
         while True:
             if self._is_closed:
-                raise self._unreachable("it was closed by us")
+                raise unreachable(self.where, "it was closed by us")
             state = self.channel.get_state(try_to_connect=True)
             if state is grpc.ChannelConnectivity.READY:
                 return
@@ -87,20 +111,24 @@ class Connection:
                 await self.channel.wait_for_state_change(state)
                 continue
             if has_tried:
-                raise _NotConnectedError
+                why = await self._why()
+                if why is None:
+                    continue
+                raise _NotConnectedError(why)
             # From here grpc tries again by itself, and shows TRANSIENT_FAILURE until one of its tries succeeds.
             has_tried = True
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.channel.wait_for_state_change(state), _RETRY_WINDOW_S)
 
-    def _unreachable(self, why: str) -> EngineFailure:
-        return EngineFailure(
-            Reason.WORKER_UNREACHABLE,
-            f"{self.where}: {why}",
-            code=Code.UNAVAILABLE,
-            was_sent=False,
-            connection_lost=True,
-        )
+    async def _why(self) -> str | None:
+        """Why the last try failed, in grpc's words; None where there is a connection by now."""
+        ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(_ASK_WHY)
+        try:
+            await ask(b"", timeout=_ASK_WHY_S)
+        except grpc.aio.AioRpcError as error:
+            if not self.is_ready:
+                return details_of(error)
+        return None
 
     async def close(self) -> None:
         """Close the channel; running calls end as cancelled. Idempotent."""

@@ -6,19 +6,18 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 
-import grpc.aio
-from google.protobuf.message import Message
-
 from tandem_router.engines.contract import Dialect
 from tandem_router.engines.registry import PROBE_ORDER, dialect_of
-from tandem_router.errors import Code, Reason
+from tandem_router.errors import Reason
+from tandem_router.model.detection import Asked, OnAsked
 from tandem_router.model.failure import EngineFailure
 from tandem_router.model.spec import WorkerSpec
 from tandem_router.model.worker import Credentials
-from tandem_router.transport.channels import Metadata, call_metadata, open_channel
+from tandem_router.transport.channels import call_metadata, open_channel, parse_address
 from tandem_router.transport.connection import Connection
-from tandem_router.transport.failures import code_of, connection_failure, details_of
-from tandem_router.transport.grpc_engine import GrpcEngine, serialize
+from tandem_router.transport.detection import detect, not_detected
+from tandem_router.transport.grpc_engine import GrpcEngine
+from tandem_router.transport.tls import ConnectionTls, TlsFiles, tls_failure
 
 __all__ = ["GrpcDialer"]
 
@@ -29,35 +28,50 @@ _ATTEMPTS = 3
 class GrpcDialer:
     """Opens workers over gRPC."""
 
-    async def dial(self, spec: WorkerSpec, credentials: Credentials | None, *, timeout_s: float) -> GrpcEngine:
+    def __init__(self, tls_files: TlsFiles | None = None) -> None:
+        """Args:
+        tls_files: for grpcs:// workers without PEMs of their own; read anew for every connection.
+        """
+        self._tls_files = tls_files or TlsFiles()
+
+    async def dial(
+        self,
+        spec: WorkerSpec,
+        credentials: Credentials | None,
+        *,
+        timeout_s: float,
+        on_asked: OnAsked | None = None,
+    ) -> GrpcEngine:
         """A connected client of what answers at spec.url.
 
-        Raises EngineFailure: WORKER_UNREACHABLE, RUNTIME_NOT_DETECTED; WORKER_REFUSED when the worker wants other
-        credentials; TandemError INVALID_WORKER_URL.
+        Raises EngineFailure: WORKER_UNREACHABLE, WORKER_TLS_FAILED, RUNTIME_NOT_DETECTED; WORKER_REFUSED when the
+        worker wants other credentials; TandemError INVALID_WORKER_URL.
         """
         candidates: Sequence[Dialect] = PROBE_ORDER
         if spec.runtime_type is not None:
             stated = dialect_of(spec.runtime_type)
             if stated is None:
-                raise _not_detected(f"this router does not speak {spec.runtime_type}")
+                raise not_detected(f"this router does not speak {spec.runtime_type}")
             candidates = (stated,)
-        connection = Connection(open_channel(spec.url, spec.channel), spec.url)
-        connect_timeout_s = min(spec.channel.connect_timeout_s or timeout_s, timeout_s)
+        connection = self._open(spec, credentials)
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
-                await connection.connect(connect_timeout_s, attempts=_ATTEMPTS)
-                dialect = await _detect(connection, candidates, call_metadata(credentials), timeout_s)
-        except TimeoutError:
-            await connection.close()
-            raise EngineFailure(
-                Reason.WORKER_UNREACHABLE,
-                f"{spec.url}: connected, but nothing answered within {timeout_s:g} s",
-                code=Code.DEADLINE_EXCEEDED,
-            ) from None
+            await connection.connect(min(spec.channel.connect_timeout_s or timeout_s, timeout_s), attempts=_ATTEMPTS)
+            left_s = max(0.001, deadline_s - loop.time())
+            dialect = await detect(connection, candidates, call_metadata(credentials), left_s, on_asked or _nobody)
         except BaseException:
             await connection.close()
             raise
         return GrpcEngine(connection, dialect, credentials, connect_timeout_s=spec.channel.connect_timeout_s)
+
+    def _open(self, spec: WorkerSpec, credentials: Credentials | None) -> Connection:
+        if not parse_address(spec.url).is_secure:
+            if credentials is not None and credentials.has_tls:
+                raise tls_failure(f"{spec.url}: TLS credentials are given for it; use grpcs://, grpc:// is plain text")
+            return Connection(open_channel(spec.url, spec.channel), spec.url)
+        tls = ConnectionTls(self._tls_files, credentials)
+        return Connection(open_channel(spec.url, spec.channel, tls.material), spec.url, tls)
 
     async def probe_bootstrap(self, host: str, port: int, *, timeout_s: float) -> None:
         """Return if something accepts connections there; raises EngineFailure(WORKER_UNREACHABLE)."""
@@ -74,37 +88,5 @@ class GrpcDialer:
             await writer.wait_closed()
 
 
-async def _detect(
-    connection: Connection,
-    candidates: Sequence[Dialect],
-    metadata: Metadata,
-    timeout_s: float,
-) -> Dialect:
-    """The first candidate whose GetServerInfo is answered: cheap for every engine, also during a long prefill."""
-    answers: list[str] = []
-    for dialect in candidates:
-        rpc = dialect.methods.server_info
-        stub: grpc.aio.UnaryUnaryMultiCallable[Message, bytes] = connection.channel.unary_unary(
-            rpc.path, request_serializer=serialize
-        )
-        try:
-            await stub(dialect.server_info_request(), timeout=timeout_s, metadata=metadata)
-        except grpc.aio.AioRpcError as error:
-            lost = connection_failure(error, is_connected=connection.is_ready, where=connection.where)
-            if lost is not None:
-                raise lost from None
-            code = code_of(error)
-            if code in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED):
-                raise EngineFailure(
-                    Reason.WORKER_REFUSED, f"{connection.where}: {code.name}: {details_of(error)}", code=code
-                ) from None
-            if code is Code.DEADLINE_EXCEEDED:
-                raise TimeoutError from None
-            answers.append(f"{dialect.runtime_type}: {code.name}")
-        else:
-            return dialect
-    raise _not_detected(f"{connection.where} answers no engine protocol ({', '.join(answers)})")
-
-
-def _not_detected(sentence: str) -> EngineFailure:
-    return EngineFailure(Reason.RUNTIME_NOT_DETECTED, sentence, code=Code.UNIMPLEMENTED)
+def _nobody(asked: Asked) -> None:
+    """Nobody wants to know."""

@@ -7,7 +7,7 @@ import grpc.aio
 from tandem_router.errors import Code, Reason
 from tandem_router.model.failure import EngineFailure
 
-__all__ = ["code_of", "connection_failure", "details_of", "rpc_failure"]
+__all__ = ["code_of", "connection_failure", "details_of", "rpc_failure", "unsent"]
 
 _NEVER_CONNECTED = "failed to connect to all addresses"
 """Written by grpc's load balancer, which had no transport to give the call to: no byte of it left. With
@@ -62,7 +62,7 @@ def connection_failure(error: grpc.aio.AioRpcError, *, is_connected: bool, where
 
 
 def rpc_failure(
-    error: grpc.aio.AioRpcError, *, rpc: str, timeout_s: float, is_connected: bool, where: str
+    error: grpc.aio.AioRpcError, *, rpc: str, timeout_s: float | None, is_connected: bool, where: str
 ) -> EngineFailure:
     """The failure of a unary rpc; a late answer is no news about the connection (a long prefill delays HealthCheck)."""
     lost = connection_failure(error, is_connected=is_connected, where=where)
@@ -70,10 +70,18 @@ def rpc_failure(
         return lost
     code, details = code_of(error), details_of(error)
     if code is Code.DEADLINE_EXCEEDED:
-        return EngineFailure(Reason.ENGINE_ERROR, f"{where}: {rpc} was not answered within {timeout_s:g} s", code=code)
+        within = "in time" if timeout_s is None else f"within {timeout_s:g} s"
+        return EngineFailure(Reason.ENGINE_ERROR, f"{where}: {rpc} was not answered {within}", code=code)
     reason = Reason.ENGINE_ERROR
     if code is Code.UNIMPLEMENTED:
         reason = Reason.ENGINE_PROTOCOL_ERROR
     elif code in (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.UNAUTHENTICATED, Code.PERMISSION_DENIED):
         reason = Reason.WORKER_REFUSED
     return EngineFailure(reason, f"{where}: {rpc} answered {code.name}: {details}", code=code)
+
+
+def unsent(failure: EngineFailure) -> EngineFailure:
+    """The failure of a request that was still to be written: whatever else was sent before it, it was not this one."""
+    return EngineFailure(
+        failure.reason, failure.sentence, code=failure.code, was_sent=False, connection_lost=failure.connection_lost
+    )

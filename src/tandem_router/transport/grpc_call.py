@@ -9,13 +9,12 @@ from typing import Any
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from tandem_router.engines.contract import Dialect
 from tandem_router.errors import Code, Reason
 from tandem_router.model.failure import EngineFailure
 from tandem_router.model.request import LegRequest
 from tandem_router.model.stream import EngineItem
-from tandem_router.transport.connection import Connection
-from tandem_router.transport.failures import code_of, connection_failure, details_of
+from tandem_router.transport.failures import code_of, connection_failure, details_of, unsent
+from tandem_router.transport.life import Life
 
 __all__ = ["GrpcCall"]
 
@@ -28,12 +27,11 @@ class GrpcCall:
 
     __slots__ = (
         "_call",
-        "_connection",
         "_decoder",
-        "_dialect",
         "_failure",
         "_has_ended",
         "_leg",
+        "_life",
         "_opener",
         "_opening",
         "_parse",
@@ -42,8 +40,7 @@ class GrpcCall:
 
     def __init__(
         self,
-        connection: Connection,
-        dialect: Dialect,
+        life: Life,
         leg: LegRequest,
         start: Callable[[], Any],
         opener: Callable[[], Coroutine[Any, Any, None]] | None,
@@ -52,11 +49,10 @@ class GrpcCall:
         start: writes the request and returns the grpc call.
         opener: makes the connection ready first; None = it is ready, and the request is written now.
         """
-        self._connection = connection
-        self._dialect = dialect
+        self._life = life
         self._leg = leg
-        self._decoder = dialect.decoder(leg)
-        self._parse = dialect.methods.generate.response.FromString
+        self._decoder = life.dialect.decoder(leg)
+        self._parse = life.dialect.methods.generate.response.FromString
         self._start = start
         self._opener = opener
         self._opening: asyncio.Task[None] | None = None
@@ -107,14 +103,7 @@ class GrpcCall:
                 raise self._failure from None
             raise
         except EngineFailure as failure:
-            # Whatever the opener sent (it asks who answers), it was not this request.
-            raise EngineFailure(
-                failure.reason,
-                failure.sentence,
-                code=failure.code,
-                was_sent=False,
-                connection_lost=failure.connection_lost,
-            ) from None
+            raise unsent(failure) from None
         finally:
             self._opening.cancel()
             self._opening = None
@@ -131,6 +120,7 @@ class GrpcCall:
                 return None
             item = self._decoder.decode(response)
             if item is not None:
+                self._life.seen()
                 return item
 
     async def _end(self) -> None:
@@ -167,7 +157,7 @@ class GrpcCall:
         except asyncio.CancelledError:
             if self._failure is not None:  # by `cancel`, not by whoever awaits us
                 raise self._failure from None
-            if self._connection.is_closed:
+            if self._life.connection.is_closed:
                 raise EngineFailure(
                     Reason.WORKER_LOST, "the connection was closed by the router", connection_lost=True
                 ) from None
@@ -176,11 +166,11 @@ class GrpcCall:
     def _failure_of(self, error: grpc.aio.AioRpcError) -> EngineFailure:
         if self._failure is not None:
             return self._failure
-        where = self._connection.where
-        lost = connection_failure(error, is_connected=self._connection.is_ready, where=where)
+        where = self._life.connection.where
+        lost = connection_failure(error, is_connected=self._life.connection.is_ready, where=where)
         if lost is not None:
             return lost
         code = code_of(error)
         if code is Code.DEADLINE_EXCEEDED:
             return EngineFailure(Reason.TOTAL_TIMEOUT, f"{where}: the leg outlived its deadline", code=code)
-        return self._dialect.status_failure(self._leg, code, details_of(error))
+        return self._life.dialect.status_failure(self._leg, code, details_of(error))

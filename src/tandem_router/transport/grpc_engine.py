@@ -3,50 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import grpc.aio
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
-from tandem_router.engines.contract import Dialect, Rpc
+from tandem_router.engines.contract import Dialect
+from tandem_router.engines.guards import engine_status_failure
 from tandem_router.errors import Code, Reason
+from tandem_router.model.adapters import LoadedAdapter
+from tandem_router.model.embedding import EmbedLeg, Vector
 from tandem_router.model.failure import EngineFailure
+from tandem_router.model.operations import CANNOT, ListAdapters, Operated, Operation
 from tandem_router.model.request import LegRequest
 from tandem_router.model.worker import Credentials, RankLoad, WorkerFacts
-from tandem_router.transport.channels import call_metadata
+from tandem_router.transport.archive import collect_archive
+from tandem_router.transport.channels import Metadata, call_metadata
 from tandem_router.transport.connection import Connection
-from tandem_router.transport.failures import rpc_failure
+from tandem_router.transport.failures import unsent
 from tandem_router.transport.grpc_call import GrpcCall
+from tandem_router.transport.grpc_kv_events import GrpcKvEventCall
+from tandem_router.transport.life import Life, limit, serialize
 
-__all__ = ["GrpcEngine", "serialize"]
+__all__ = ["GrpcEngine"]
 
 _CONNECT_TIMEOUT_S = 5.0
-_SAME_BIRTH_S = 5.0
-"""Two readings of a process's start may differ by the time an answer takes."""
-_MAX_ARCHIVE_BYTES = 64 * 1024 * 1024
-"""Compressed; the largest published tokenizers are about 10 MB zipped."""
 _NO_TOKENIZER = (Code.UNIMPLEMENTED, Code.NOT_FOUND, Code.FAILED_PRECONDITION)
-
-
-@dataclass(frozen=True, slots=True)
-class _Identity:
-    """What tells one process from its successor at the same address."""
-
-    instance: str | None
-    born_at_s: float | None
-    """On the loop's clock."""
-
-    def is_same(self, other: _Identity) -> bool:
-        """Whether both readings are of one process; not when neither says anything."""
-        if self.instance != other.instance:
-            return False
-        if self.born_at_s is not None and other.born_at_s is not None:
-            return abs(self.born_at_s - other.born_at_s) <= _SAME_BIRTH_S
-        return self.instance is not None
 
 
 class GrpcEngine:
@@ -70,15 +54,11 @@ class GrpcEngine:
         """
         self._connection = connection
         self._dialect = dialect
-        self._connect_timeout_s = connect_timeout_s or _CONNECT_TIMEOUT_S
-        self._metadata = call_metadata(credentials)
+        self._life = Life(connection, dialect, call_metadata(credentials), connect_timeout_s or _CONNECT_TIMEOUT_S)
         # Responses are parsed by us: grpc.aio turns one that cannot be parsed into None and logs a traceback.
         self._generate: grpc.aio.UnaryStreamMultiCallable[Message, bytes] = connection.channel.unary_stream(
             dialect.methods.generate.path, request_serializer=serialize
         )
-        self._settling = asyncio.Lock()
-        self._is_settled = True
-        self._identity: _Identity | None = None
         self._facts: WorkerFacts | None = None
 
     @property
@@ -91,15 +71,18 @@ class GrpcEngine:
         """What the worker speaks."""
         return self._dialect
 
+    @property
+    def last_sign_of_life_s(self) -> float | None:
+        """Loop clock when the engine's own work was last seen, None before."""
+        return self._life.seen_s
+
     def generate(self, leg: LegRequest, *, timeout_s: float | None) -> GrpcCall:
         """Write the request at once where the connection stands, else when `receive` has made it stand again.
 
         Raises TandemError where the dialect refuses the leg.
         """
         request = self._dialect.generate_request(leg, self._facts)
-        metadata = (*self._metadata, *leg.metadata)
-        if leg.traceparent is not None:
-            metadata = (*metadata, ("traceparent", leg.traceparent))
+        metadata = (*self._life.metadata, *_forwarded(leg))
         deadline_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
 
         def start() -> Any:
@@ -107,33 +90,101 @@ class GrpcEngine:
             return self._generate(request, timeout=left_s, metadata=metadata)
 
         async def reconnect() -> None:
-            limit_s = self._connect_timeout_s if timeout_s is None else min(timeout_s, self._connect_timeout_s)
-            await self._settle(limit_s, reports_loss=True)
+            await self._life.settle(timeout_s, reports_loss=True)
 
-        is_open = self._is_settled and self._connection.is_ready
-        return GrpcCall(self._connection, self._dialect, leg, start, None if is_open else reconnect)
+        return GrpcCall(self._life, leg, start, None if self._life.is_open else reconnect)
+
+    async def embed(self, leg: EmbedLeg, *, timeout_s: float | None) -> Vector:
+        """One vector; raises EngineFailure, and TandemError where the dialect refuses the leg."""
+        embed, where = self._dialect.embed, self._connection.where
+        if embed is None:
+            raise _cannot(Reason.RUNTIME_CANNOT_EMBED, f"{where}: {self._dialect.runtime_type} has no such rpc")
+        request = embed.request(leg, self._facts)
+        deadline_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        try:
+            await self._life.settle(timeout_s, reports_loss=True)
+        except EngineFailure as failure:
+            raise unsent(failure) from None
+        left_s = None if deadline_s is None else max(0.001, deadline_s - asyncio.get_running_loop().time())
+        try:
+            answer = await self._life.unary_with(embed.rpc, request, left_s, _forwarded(leg))
+        except EngineFailure as failure:
+            if failure.code is Code.UNIMPLEMENTED:
+                raise _cannot(Reason.RUNTIME_CANNOT_EMBED, failure.sentence) from None
+            if failure.code is Code.DEADLINE_EXCEEDED:
+                sentence = f"{where}: the leg outlived its deadline"
+                raise EngineFailure(Reason.TOTAL_TIMEOUT, sentence, code=failure.code) from None
+            if failure.connection_lost or failure.reason is Reason.ENGINE_PROTOCOL_ERROR:
+                raise
+            raise engine_status_failure(failure.code, failure.sentence) from None
+        vector = embed.vector(answer)
+        self._life.seen()
+        return vector
+
+    async def operate(self, operation: Operation, *, timeout_s: float) -> Operated:
+        """Have the engine do something; raises EngineFailure, `operations.CANNOT` where it has no such rpc."""
+        kind = type(operation)
+        carried = self._dialect.operations.get(kind)
+        if carried is None:
+            sentence = f"{self._connection.where}: {self._dialect.runtime_type} has no rpc for {kind.__name__}"
+            raise _cannot(CANNOT[kind], sentence)
+        try:
+            answer = await self._life.unary(carried.rpc, carried.request(operation), timeout_s)
+        except EngineFailure as failure:
+            if failure.code is Code.UNIMPLEMENTED:
+                raise _cannot(CANNOT[kind], failure.sentence) from None
+            raise
+        done = carried.read(answer)
+        if isinstance(operation, ListAdapters) and self._facts is not None:
+            # The next leg may name what has been loaded since the facts were read.
+            self._facts = replace(self._facts, adapters=done.adapters)
+        return done
+
+    def kv_events(self, *, resume_at: int) -> GrpcKvEventCall:
+        """Subscribe; failures come out of `receive`."""
+        return GrpcKvEventCall(self._life, self._dialect.kv_events, resume_at=resume_at)
 
     async def abort(self, leg_id: str, *, timeout_s: float) -> None:
         """Ask the engine to stop a leg; raises EngineFailure when it cannot be asked."""
-        await self._unary(self._dialect.methods.abort, self._dialect.abort_request(leg_id), timeout_s)
+        await self._life.unary(self._dialect.methods.abort, self._dialect.abort_request(leg_id), timeout_s)
 
     async def probe(self, *, timeout_s: float) -> None:
         """Return if the engine is alive and serving; raises EngineFailure."""
         methods = self._dialect.methods
-        answer = await self._unary(methods.health, self._dialect.health_request(), timeout_s, reports_loss=True)
+        answer = await self._life.unary(methods.health, self._dialect.health_request(), timeout_s, reports_loss=True)
         self._dialect.check_health(answer)
 
     async def describe(self, *, timeout_s: float) -> WorkerFacts:
         """What the engine says of itself, and from now on the life that this client is for; raises EngineFailure."""
-        self._identity = None
+        self._life.forget()
         methods = self._dialect.methods
-        async with _limit(timeout_s, f"{self._connection.where}: GetModelInfo and GetServerInfo"):
-            model_info = await self._unary(methods.model_info, self._dialect.model_info_request(), timeout_s)
-            server_info = await self._unary(methods.server_info, self._dialect.server_info_request(), timeout_s)
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        async with limit(timeout_s, f"{self._connection.where}: GetModelInfo and GetServerInfo"):
+            model_info = await self._life.unary(methods.model_info, self._dialect.model_info_request(), timeout_s)
+            asked_s = asyncio.get_running_loop().time()
+            server_info = await self._life.unary(methods.server_info, self._dialect.server_info_request(), timeout_s)
         facts = self._dialect.facts(model_info, server_info)
-        self._identity = self._identity_in(facts, server_info)
-        self._facts = facts
-        return facts
+        self._life.know(facts, server_info, asked_s)
+        adapters = await self._loaded_adapters(deadline_s - asyncio.get_running_loop().time())
+        self._facts = replace(
+            facts,
+            adapters=adapters,
+            lists_adapters=ListAdapters in self._dialect.operations,
+            reports_loads=methods.loads is not None,
+            hands_out_tokenizer=methods.tokenizer is not None,
+        )
+        return self._facts
+
+    async def _loaded_adapters(self, timeout_s: float) -> tuple[LoadedAdapter, ...]:
+        """None where the engine cannot say, those known where it does not: neither is a fault of the worker."""
+        if ListAdapters not in self._dialect.operations:
+            return ()
+        try:
+            return (await self.operate(ListAdapters(), timeout_s=max(0.001, timeout_s))).adapters
+        except EngineFailure as failure:
+            if failure.connection_lost:
+                raise
+            return () if self._facts is None or failure.code is Code.UNIMPLEMENTED else self._facts.adapters
 
     async def loads(self, *, timeout_s: float) -> Sequence[RankLoad] | None:
         """Load per rank in rank order, or None where the engine has no such rpc; raises EngineFailure.
@@ -144,7 +195,7 @@ class GrpcEngine:
         if rpc is None:
             return None
         try:
-            answer = await self._unary(rpc, self._dialect.loads_request(), timeout_s)
+            answer = await self._life.unary(rpc, self._dialect.loads_request(), timeout_s)
         except EngineFailure as failure:
             if failure.code is Code.UNIMPLEMENTED:
                 return None
@@ -161,16 +212,16 @@ class GrpcEngine:
         if rpc is None:
             return None
         where = self._connection.where
-        async with _limit(timeout_s, f"{where}: GetTokenizer"):
-            await self._settle(timeout_s, reports_loss=False)
+        async with limit(timeout_s, f"{where}: GetTokenizer"):
+            await self._life.settle(timeout_s, reports_loss=False)
             stub: grpc.aio.UnaryStreamMultiCallable[Message, bytes] = self._connection.channel.unary_stream(
                 rpc.path, request_serializer=serialize
             )
-            call = stub(self._dialect.tokenizer_request(), timeout=timeout_s, metadata=self._metadata)
+            call = stub(self._dialect.tokenizer_request(), timeout=timeout_s, metadata=self._life.metadata)
             try:
-                return await _collect_archive(call, rpc, where)
+                return await collect_archive(call, rpc, where)
             except grpc.aio.AioRpcError as error:
-                failure = self._unary_failure(error, rpc, timeout_s)
+                failure = self._life.failure(error, rpc, timeout_s)
                 if failure.code in _NO_TOKENIZER:
                     return None
                 raise failure from None
@@ -181,109 +232,10 @@ class GrpcEngine:
         """Close the connection; running calls fail."""
         await self._connection.close()
 
-    async def _unary(self, rpc: Rpc, request: Message, timeout_s: float, *, reports_loss: bool = False) -> Any:
-        loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + timeout_s
-        await self._settle(timeout_s, reports_loss=reports_loss)
-        return await self._ask(rpc, request, max(0.001, deadline_s - loop.time()))
 
-    async def _ask(self, rpc: Rpc, request: Message, timeout_s: float) -> Any:
-        stub: grpc.aio.UnaryUnaryMultiCallable[Message, bytes] = self._connection.channel.unary_unary(
-            rpc.path, request_serializer=serialize
-        )
-        try:
-            return rpc.response.FromString(await stub(request, timeout=timeout_s, metadata=self._metadata))
-        except grpc.aio.AioRpcError as error:
-            raise self._unary_failure(error, rpc, timeout_s) from None
-        except DecodeError as error:
-            raise EngineFailure(
-                Reason.ENGINE_PROTOCOL_ERROR, f"{self._connection.where}: {rpc.path}: {error}", code=Code.INTERNAL
-            ) from None
-
-    def _unary_failure(self, error: grpc.aio.AioRpcError, rpc: Rpc, timeout_s: float) -> EngineFailure:
-        connection = self._connection
-        return rpc_failure(
-            error,
-            rpc=rpc.path.rpartition("/")[2],
-            timeout_s=timeout_s,
-            is_connected=connection.is_ready,
-            where=connection.where,
-        )
-
-    async def _settle(self, timeout_s: float, *, reports_loss: bool) -> None:
-        """Return when the connection stands and leads to the process that was described.
-
-        reports_loss: this caller's failure reaches the control loop, so after it the new process may be served.
-        """
-        if self._is_settled and self._connection.is_ready:
-            return
-        async with _limit(timeout_s, f"{self._connection.where}: connecting", is_connecting=True), self._settling:
-            if self._is_settled and self._connection.is_ready:
-                return
-            self._is_settled = False
-            await self._connection.connect(timeout_s)
-            known = self._identity
-            if known is not None and not known.is_same(await self._read_identity(timeout_s)):
-                if reports_loss:
-                    self._identity = None
-                raise EngineFailure(
-                    Reason.WORKER_LOST,
-                    f"{self._connection.where}: another process answers at this address",
-                    was_sent=False,
-                    connection_lost=True,
-                )
-            self._is_settled = True
-
-    async def _read_identity(self, timeout_s: float) -> _Identity:
-        methods = self._dialect.methods
-        server_info = await self._ask(methods.server_info, self._dialect.server_info_request(), timeout_s)
-        return self._identity_in(self._dialect.facts(methods.model_info.response(), server_info), server_info)
-
-    def _identity_in(self, facts: WorkerFacts, server_info: Any) -> _Identity:
-        age_s = self._dialect.process_age_s(server_info)
-        now_s = asyncio.get_running_loop().time()
-        return _Identity(facts.instance, None if age_s is None else now_s - age_s)
+def _forwarded(leg: LegRequest | EmbedLeg) -> Metadata:
+    return leg.metadata if leg.traceparent is None else (*leg.metadata, ("traceparent", leg.traceparent))
 
 
-def serialize(message: Message) -> bytes:
-    """The bytes of a request."""
-    return message.SerializeToString()
-
-
-async def _collect_archive(call: Any, rpc: Rpc, where: str) -> bytes:
-    data = bytearray()
-    digest = ""
-    while (piece := await call.read()) is not grpc.aio.EOF:
-        try:
-            chunk: Any = rpc.response.FromString(piece)
-        except DecodeError as error:
-            raise EngineFailure(
-                Reason.ENGINE_PROTOCOL_ERROR, f"{where}: {rpc.path}: {error}", code=Code.INTERNAL
-            ) from None
-        data += chunk.data
-        digest = chunk.sha256 or digest
-        if len(data) > _MAX_ARCHIVE_BYTES:
-            raise EngineFailure(
-                Reason.ENGINE_PROTOCOL_ERROR, f"{where}: the tokenizer archive exceeds {_MAX_ARCHIVE_BYTES} bytes"
-            )
-    if not digest or hashlib.sha256(data).hexdigest() != digest.lower():
-        raise EngineFailure(
-            Reason.ENGINE_PROTOCOL_ERROR, f"{where}: the tokenizer archive does not have the sha256 it came with"
-        )
-    return bytes(data)
-
-
-@contextlib.asynccontextmanager
-async def _limit(timeout_s: float, what: str, *, is_connecting: bool = False) -> AsyncIterator[None]:
-    """`asyncio.timeout` whose lapse is an EngineFailure."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            yield
-    except TimeoutError:
-        raise EngineFailure(
-            Reason.WORKER_UNREACHABLE if is_connecting else Reason.ENGINE_ERROR,
-            f"{what}: no answer within {timeout_s:g} s",
-            code=Code.DEADLINE_EXCEEDED,
-            was_sent=not is_connecting,
-            connection_lost=is_connecting,
-        ) from None
+def _cannot(reason: Reason, sentence: str) -> EngineFailure:
+    return EngineFailure(reason, sentence, code=Code.UNIMPLEMENTED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tandem.v1 import worker_options_pb2 as pb
 from tandem_router.model.spec import ChannelOptions, HealthOverrides, OverloadOverrides, ResilienceOverrides
-from tandem_router.wire.checks import duration, not_yet, number, present
+from tandem_router.wire.checks import duration, not_yet, number, present, text
 from tandem_router.wire.scalars import optional_duration_pb
 
 __all__ = [
@@ -113,8 +113,8 @@ def overload_pb(value: OverloadOverrides) -> pb.OverloadOverrides:
 
 
 def channel_of(message: pb.ChannelOptions, path: str) -> ChannelOptions:
-    """Checked options; those of HTTP workers, more than one connection and another TLS name are not carried out yet."""
-    for name in ("tls_server_name", "http_max_idle", "http_idle_timeout", "http_timeout"):
+    """Checked options; those of HTTP workers and more than one connection are not carried out yet."""
+    for name in ("http_max_idle", "http_idle_timeout", "http_timeout"):
         if present(message, name):
             raise not_yet(f"{path}.{name}")
     if present(message, "connections") and message.connections != 1:
@@ -129,6 +129,8 @@ def channel_of(message: pb.ChannelOptions, path: str) -> ChannelOptions:
             if present(message, "max_message_bytes")
             else None
         ),
+        # Empty says what an absent one does: the URL's host.
+        tls_server_name=text(f"{path}.tls_server_name", message.tls_server_name, most=253) or None,
     )
 
 
@@ -139,4 +141,5 @@ def channel_pb(value: ChannelOptions) -> pb.ChannelOptions:
         keepalive_time=optional_duration_pb(value.keepalive_time_s),
         keepalive_timeout=optional_duration_pb(value.keepalive_timeout_s),
         max_message_bytes=value.max_message_bytes,
+        tls_server_name=value.tls_server_name,
     )

@@ -16,7 +16,7 @@ from tandem_router.model.spec import (
     WorkerType,
 )
 from tandem_router.model.worker import Credentials, CredentialsPatch
-from tandem_router.wire import options
+from tandem_router.wire import options, pem
 from tandem_router.wire.checks import (
     at_most,
     duration,
@@ -117,7 +117,7 @@ def refuse_what_is_not_carried_out(spec: WorkerSpec, path: str = "spec") -> None
     refuse_unless_default(f"{path}.resilience", spec.resilience, ResilienceOverrides())
     refuse_unless_default(f"{path}.overload", spec.overload, OverloadOverrides())
     for index, card in enumerate(spec.models):
-        for name in ("tokenizer_path", "chat_template", "reasoning_parser", "tool_parser"):
+        for name in ("reasoning_parser", "tool_parser"):
             refuse_unless_default(f"{path}.models[{index}].{name}", getattr(card, name), None)
 
 
@@ -166,18 +166,25 @@ def kv_role_pb(role: KvRole | None) -> kv_pb2.KvRole.ValueType:
 
 
 def credentials_of(message: worker_spec_pb2.WorkerCredentials, path: str = "credentials") -> Credentials | None:
-    """Secrets of a create; None where nothing is in them. TLS material is not carried out yet and refused."""
-    return credentials_patch_of(message, path).onto(None)
+    """Secrets of a create; None where nothing is in them. Raises as a change does, and for half of a pair."""
+    credentials = credentials_patch_of(message, path).onto(None)
+    if credentials is not None:
+        credentials.check(path)
+    return credentials
 
 
 def credentials_patch_of(message: worker_spec_pb2.WorkerCredentials, path: str = "credentials") -> CredentialsPatch:
-    """A change of secrets: an absent field is kept, an empty one deleted. TLS material is refused as in a create."""
-    for name in ("tls_ca_pem", "tls_certificate_pem", "tls_private_key_pem"):
-        if getattr(message, name):
-            raise not_yet(f"{path}.{name}")
-    if not present(message, "api_key"):
-        return CredentialsPatch()
-    return CredentialsPatch(api_key=text(f"{path}.api_key", message.api_key, most=8192))
+    """A change of secrets: an absent field is kept, an empty one deleted.
+
+    Raises INVALID_REQUEST with the field's path, never with what is in it. Whether a certificate and a key are there
+    together shows once the change is laid over what is kept: `model.worker.Credentials.check`.
+    """
+    return CredentialsPatch(
+        api_key=text(f"{path}.api_key", message.api_key, most=8192) if present(message, "api_key") else None,
+        tls_ca_pem=pem.certificates(message, f"{path}.tls_ca_pem"),
+        tls_certificate_pem=pem.certificates(message, f"{path}.tls_certificate_pem"),
+        tls_private_key_pem=pem.private_key(message, f"{path}.tls_private_key_pem"),
+    )
 
 
 def _check_ranks(message: worker_spec_pb2.WorkerSpec, path: str) -> None:
