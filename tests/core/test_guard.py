@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tandem_router.core.guard import allowed_new_tokens, check_prompt
+from tandem_router.core.guard import allowed_new_tokens, check_biased_tokens, check_prompt
 from tandem_router.errors import Reason, TandemError
 
 
@@ -27,6 +27,18 @@ def test_prompts_that_kill_engines_are_refused(tokens: tuple[int, ...], vocab_si
 @pytest.mark.parametrize(("tokens", "vocab_size"), [((0,), 1), ((9,), 10), ((10_000,), None)])
 def test_prompts_inside_the_vocabulary_pass(tokens: tuple[int, ...], vocab_size: int | None) -> None:
     check_prompt(tokens, vocab_size=vocab_size)
+
+
+@pytest.mark.parametrize(("biased", "vocab_size"), [({10: 1.0}, 10), ({3: 1.0, -1: 1.0}, 10), ({-1: 1.0}, None)])
+def test_biases_of_tokens_that_do_not_exist_are_refused(biased: dict[int, float], vocab_size: int | None) -> None:
+    with pytest.raises(TandemError) as refused:
+        check_biased_tokens(biased, vocab_size=vocab_size)
+    assert (refused.value.reason, refused.value.field) == (Reason.TOKEN_OUT_OF_VOCABULARY, "sampling.logit_bias")
+
+
+@pytest.mark.parametrize(("biased", "vocab_size"), [({}, 10), ({9: 1.0}, 10), ({10_000: 1.0}, None)])
+def test_biases_inside_the_vocabulary_pass(biased: dict[int, float], vocab_size: int | None) -> None:
+    check_biased_tokens(biased, vocab_size=vocab_size)
 
 
 @pytest.mark.parametrize(

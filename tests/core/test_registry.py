@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from tandem_router.core.commands import BeginStep, CreateWorker, EndStep, SetConditions, StartJob
+from tandem_router.core.commands import (
+    BeginStep,
+    CreateWorker,
+    EndStep,
+    RecordFacts,
+    SetAdapters,
+    SetConditions,
+    StartJob,
+)
 from tandem_router.core.events import JobForgotten
 from tandem_router.core.proposals import propose
 from tandem_router.core.registry import MAX_REQUEST_IDS, REQUEST_ID_TTL_S, Registry
 from tandem_router.errors import Reason, TandemError
+from tandem_router.model.adapters import LoadedAdapter
 from tandem_router.model.ids import JobId, WorkerId
 from tandem_router.model.job import StepState
 from tandem_router.model.settings import JobSettings
-from tandem_router.model.spec import WorkerSpec
-from tandem_router.model.worker import Condition
+from tandem_router.model.spec import RuntimeType, WorkerSpec
+from tandem_router.model.worker import Condition, WorkerFacts
 
 
 def created(registry: Registry, number: int = 1, request_id: str | None = None) -> tuple[WorkerId, JobId]:
@@ -83,6 +94,31 @@ def test_a_condition_that_says_nothing_new_is_no_event() -> None:
     command = SetConditions(worker_id, 0, (Condition("X", True, "R", "", 0.0),))
     registry.apply(propose(registry, command, 10.0).events)
     assert propose(registry, command, 20.0).events == ()
+
+
+def test_adapters_read_again_change_those_facts_alone() -> None:
+    registry = Registry()
+    worker_id, _ = created(registry)
+    facts = WorkerFacts(RuntimeType.SGLANG, "tiny", applies_adapters=True)
+    registry.apply(propose(registry, RecordFacts(worker_id, 0, facts, ()), 6.0).events)
+    adapters = (LoadedAdapter("de"),)
+    [event] = propose(registry, SetAdapters(worker_id, 0, adapters), 7.0).events
+    registry.apply([event])
+    worker = registry.worker(worker_id)
+    assert worker is not None
+    assert (worker.facts, worker.revision) == (replace(facts, adapters=adapters), event.revision)
+    assert propose(registry, SetAdapters(worker_id, 0, adapters), 8.0).events == ()
+
+
+@pytest.mark.parametrize(("epoch", "has_facts"), [(1, True), (0, False)], ids=["another life", "before any facts"])
+def test_adapters_of_another_life_are_stale(epoch: int, has_facts: bool) -> None:
+    registry = Registry()
+    worker_id, _ = created(registry)
+    if has_facts:
+        facts = WorkerFacts(RuntimeType.SGLANG, "tiny")
+        registry.apply(propose(registry, RecordFacts(worker_id, 0, facts, ()), 6.0).events)
+    proposal = propose(registry, SetAdapters(worker_id, epoch, (LoadedAdapter("de"),)), 7.0)
+    assert (proposal.is_stale, proposal.events) == (True, ())
 
 
 def test_a_report_of_a_job_that_does_not_run_is_stale() -> None:

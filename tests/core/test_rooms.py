@@ -51,6 +51,41 @@ def test_a_restarted_router_mints_nothing_of_the_last_ten_minutes(up_s: float, b
     assert not set(recent) & set(fresh)
 
 
+@pytest.mark.parametrize("slot", [0, 1, SLOTS - 1])
+@pytest.mark.parametrize("dp_size", range(1, 17))
+def test_every_rank_of_every_dp_size_gets_its_rooms_before_and_after_a_restart(dp_size: int, slot: int) -> None:
+    former = allocator(slot)
+    after = RoomAllocator(RoomSettings(slot=slot), started_at_s=5.0, started_at_wall_s=1_700_000_060.0)
+    width = (MAX_ROOM + 1 - MIN_ROOM) // SLOTS
+    low = MIN_ROOM + slot * width
+    minted = []
+    for rooms, now_s in ((former, 0.0), (former, 59.0), (after, 5.0)):
+        for rank in range(dp_size):
+            room = rooms.mint(prefill_rank=rank, dp_size=dp_size, now_s=now_s)
+            assert room % dp_size == rank
+            assert low <= room < low + width
+            minted.append(room)
+    assert len(set(minted)) == len(minted)
+
+
+@given(slot=st.integers(0, SLOTS - 1), dp_size=st.integers(1, 16), wall=st.floats(0, 4e9), data=st.data())
+def test_no_room_overflows_int32_at_the_end_of_a_range(
+    slot: int, dp_size: int, wall: float, data: st.DataObject
+) -> None:
+    rooms = allocator(slot, wall)
+    # Put the counter so that the next rooms are the last ones of the range, and the first ones again.
+    first = -(-rooms._low // dp_size)
+    count = (rooms._low + rooms._width) // dp_size - first
+    before_end = data.draw(st.integers(0, 3))
+    step = max(rooms._next, int(wall * 20_000)) // dp_size + 1
+    rooms._next = (step + (count - before_end - step) % count) * dp_size
+    for _ in range(8):
+        rank = data.draw(st.integers(0, dp_size - 1))
+        room = rooms.mint(prefill_rank=rank, dp_size=dp_size, now_s=0.0)
+        assert MIN_ROOM <= rooms._low <= room < rooms._low + rooms._width <= MAX_ROOM + 1
+        assert room % dp_size == rank
+
+
 def test_a_retired_room_rests_and_a_live_one_cannot_be_minted() -> None:
     rooms = allocator()
     room = rooms.mint(prefill_rank=0, dp_size=1, now_s=0.0)

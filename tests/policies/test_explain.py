@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.policies.fleet import fleet, worker
 
@@ -28,6 +28,7 @@ def explained(*workers: Worker, random: float = 0.0, load: dict[str, int] | None
     return explain(PLANNER, Query("m", 100), fleet(*workers), in_flight, random=random, prompt_tokens=100)
 
 
+@settings(deadline=None)  # two busy cores may pause any example
 @given(
     kinds=st.lists(st.tuples(st.sampled_from([P, D, R]), st.booleans()), min_size=1, max_size=7),
     random=st.floats(0, 1, exclude_max=True),
@@ -45,6 +46,7 @@ def test_the_dry_run_picks_what_the_planner_picks(kinds: list[tuple[WorkerType, 
         assert shown.failure == made.failure
 
 
+@settings(deadline=None)
 @given(kinds=st.lists(st.tuples(st.sampled_from([P, D, R]), st.sampled_from(list(WorkerStatus))), max_size=8))
 def test_every_worker_of_the_model_is_accounted_for_once(kinds: list[tuple[WorkerType, WorkerStatus]]) -> None:
     workers = [worker(n, kind, status=status) for n, (kind, status) in enumerate(kinds, start=1)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tandem_router.core.events import Event
+from tandem_router.model.adapters import LoadedAdapter
 from tandem_router.model.failure import Failure
 from tandem_router.model.ids import JobId, WorkerId
 from tandem_router.model.job import Job, JobState, StepState
@@ -36,7 +37,9 @@ __all__ = [
     "RefreshPairing",
     "ReplaceWorker",
     "RequestCancel",
+    "SetAdapters",
     "SetConditions",
+    "SetRankHealth",
     "StartJob",
     "StartProbes",
     "SubmitJob",
@@ -201,6 +204,25 @@ class SetConditions:
 
 
 @dataclass(frozen=True, slots=True)
+class SetRankHealth:
+    """What legs say of one rank of the present epoch; ignored where no healthy rank would be left."""
+
+    worker_id: WorkerId
+    epoch: int
+    dp_rank: int
+    is_healthy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SetAdapters:
+    """The adapters that the present epoch's engine holds, read again."""
+
+    worker_id: WorkerId
+    epoch: int
+    adapters: tuple[LoadedAdapter, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Activate:
     """Registration found everything: the worker is READY, or NOT_READY for the reason given."""
 
@@ -266,6 +288,8 @@ Command = (
     | Connect
     | RecordFacts
     | SetConditions
+    | SetAdapters
+    | SetRankHealth
     | Activate
     | ActivateSuccessor
     | MarkNotReady

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tandem_router.model.adapters import LoadedAdapter
 from tandem_router.model.failure import Failure
 from tandem_router.model.ids import JobId, WorkerId
 from tandem_router.model.job import JobState, JobStep, JobType
@@ -15,6 +16,7 @@ from tandem_router.model.spec import WorkerSpec
 from tandem_router.model.worker import Condition, Drain, Rank, WorkerFacts, WorkerStatus
 
 __all__ = [
+    "AdaptersRead",
     "ConditionChanged",
     "DrainCompleted",
     "DrainLifted",
@@ -73,6 +75,16 @@ class FactsRead:
     worker_id: WorkerId
     facts: WorkerFacts
     ranks: tuple[Rank, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptersRead:
+    """The engine holds other adapters than its facts said."""
+
+    revision: int
+    at_s: float
+    worker_id: WorkerId
+    adapters: tuple[LoadedAdapter, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +276,7 @@ Event = (
     WorkerCreated
     | WorkerConnected
     | FactsRead
+    | AdaptersRead
     | WorkerStatusChanged
     | SpecChanged
     | WorkerReplaced

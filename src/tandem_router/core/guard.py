@@ -1,29 +1,39 @@
 """The door's guard: what is known to kill or hang an engine never reaches one.
 
-SGLang's scheduler dies of an empty prompt and MLX hangs on it; MLX's process dies of a token id outside the vocabulary
-(observed on SGLang 0.5.23 and MLX 0.32.4).
+SGLang's scheduler dies of an empty prompt and MLX hangs on it; MLX's process dies of a token id outside the vocabulary,
+in the prompt as in a bias (observed on SGLang 0.5.23 and MLX 0.32.4).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tandem_router.errors import Reason, TandemError
 
-__all__ = ["allowed_new_tokens", "check_prompt"]
+__all__ = ["allowed_new_tokens", "check_biased_tokens", "check_prompt"]
 
 
 def check_prompt(token_ids: Sequence[int], *, vocab_size: int | None) -> None:
     """Raise EMPTY_PROMPT or TOKEN_OUT_OF_VOCABULARY; `vocab_size` None skips the second."""
     if not token_ids:
         raise TandemError(Reason.EMPTY_PROMPT, "the prompt has no token", field="input")
+    _check_vocabulary(token_ids, vocab_size, "token_ids")
+
+
+def check_biased_tokens(token_ids: Collection[int], *, vocab_size: int | None) -> None:
+    """Raise TOKEN_OUT_OF_VOCABULARY for a token of `sampling.logit_bias` that the model does not have."""
+    if token_ids:
+        _check_vocabulary(token_ids, vocab_size, "sampling.logit_bias")
+
+
+def _check_vocabulary(token_ids: Collection[int], vocab_size: int | None, field: str) -> None:
     lowest, highest = min(token_ids), max(token_ids)
     if lowest < 0 or (vocab_size is not None and highest >= vocab_size):
         bad = lowest if lowest < 0 else highest
         raise TandemError(
             Reason.TOKEN_OUT_OF_VOCABULARY,
             f"token id {bad} is outside the vocabulary 0..{'' if vocab_size is None else vocab_size - 1}",
-            field="token_ids",
+            field=field,
             metadata={"token_id": str(bad)},
         )
 

@@ -7,6 +7,8 @@ deleted cannot bring it back (smg #1967), whatever the order in which tasks run.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tandem_router.core import drains, spec_changes
 from tandem_router.core.commands import (
     Activate,
@@ -29,7 +31,9 @@ from tandem_router.core.commands import (
     RefreshPairing,
     ReplaceWorker,
     RequestCancel,
+    SetAdapters,
     SetConditions,
+    SetRankHealth,
     StartJob,
     StartProbes,
     UndrainWorker,
@@ -37,6 +41,7 @@ from tandem_router.core.commands import (
 )
 from tandem_router.core.draft import Draft, check_spec, check_url_free
 from tandem_router.core.events import (
+    AdaptersRead,
     DrainCompleted,
     FactsRead,
     JobForgotten,
@@ -87,7 +92,9 @@ def propose(registry: Registry, command: Command, now_s: float) -> Proposal:
             return _step(draft, command)
         case EndJob():
             return _end(draft, command)
-        case Connect() | RecordFacts() | SetConditions():
+        case SetRankHealth():
+            return _rank_health(draft, command)
+        case Connect() | RecordFacts() | SetConditions() | SetAdapters():
             return _record(draft, command)
         case Activate():
             return _activate(draft, command)
@@ -189,7 +196,7 @@ def _end(draft: Draft, command: EndJob) -> Proposal:
     return draft.done(job.worker_id, job.id)
 
 
-def _record(draft: Draft, command: Connect | RecordFacts | SetConditions) -> Proposal:
+def _record(draft: Draft, command: Connect | RecordFacts | SetConditions | SetAdapters) -> Proposal:
     worker = draft.registry.worker(command.worker_id)
     if worker is None or worker.status is WorkerStatus.FAILED:
         return draft.stale(command.worker_id)
@@ -203,10 +210,31 @@ def _record(draft: Draft, command: Connect | RecordFacts | SetConditions) -> Pro
         return draft.done(worker.id, command.job_id)
     if worker.epoch != command.epoch:
         return draft.stale(worker.id)
+    if isinstance(command, SetAdapters):
+        if worker.facts is None:
+            return draft.stale(worker.id)
+        if worker.facts.adapters != command.adapters:
+            draft.events.append(AdaptersRead(*draft.stamp(), worker.id, command.adapters))
+        return draft.done(worker.id)
     if isinstance(command, RecordFacts):
         draft.events.append(FactsRead(*draft.stamp(), worker.id, command.facts, command.ranks))
         draft.condition(worker, "DISCOVERED", True, "DISCOVERED", "")
     draft.conditions(worker, command.conditions)
+    return draft.done(worker.id)
+
+
+def _rank_health(draft: Draft, command: SetRankHealth) -> Proposal:
+    worker = draft.registry.worker(command.worker_id)
+    if worker is None or worker.facts is None or worker.epoch != command.epoch:
+        return draft.stale(command.worker_id)
+    ranks = tuple(
+        replace(rank, is_healthy=command.is_healthy) if rank.dp_rank == command.dp_rank else rank
+        for rank in worker.ranks
+    )
+    if not any(rank.is_healthy for rank in ranks):
+        return draft.stale(worker.id)
+    if ranks != worker.ranks:
+        draft.events.append(FactsRead(*draft.stamp(), worker.id, worker.facts, ranks))
     return draft.done(worker.id)
 
 

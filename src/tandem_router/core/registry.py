@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from tandem_router.core.events import (
+    AdaptersRead,
     ConditionChanged,
     DrainCompleted,
     DrainLifted,
@@ -193,6 +194,9 @@ class Registry:
                 self._change(event.worker_id, event, epoch=event.epoch)
             case FactsRead():
                 self._change(event.worker_id, event, facts=event.facts, ranks=event.ranks)
+            case AdaptersRead():
+                if (facts := self._workers[event.worker_id].facts) is not None:
+                    self._change(event.worker_id, event, facts=replace(facts, adapters=event.adapters))
             case WorkerStatusChanged():
                 self._stand(event)
             case SpecChanged():

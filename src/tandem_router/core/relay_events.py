@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 from tandem_router.model.failure import Failure
@@ -21,8 +22,18 @@ __all__ = [
     "RequestAccepted",
     "RequestFailed",
     "RequestFinished",
+    "RequestKind",
     "RequestRefused",
 ]
+
+
+class RequestKind(enum.StrEnum):
+    """What was asked for, in the words of the gen_ai conventions."""
+
+    TEXT = "text_completion"
+    """A continuation of text or tokens."""
+    CHAT = "chat"
+    EMBEDDINGS = "embeddings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +46,7 @@ class RequestAccepted:
     principal: str = ""
     traceparent: str | None = None
     """W3C, as the client sent it; not checked."""
-    is_chat: bool = False
-    """Messages, not text or tokens."""
+    kind: RequestKind = RequestKind.TEXT
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,24 +1,30 @@
-"""The one factory: which handshake two workers speak."""
+"""The one factory: which handshake two workers speak, and why one that speaks none cannot be paired."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tandem_router.errors import Reason
+from tandem_router.handshake.context_phase import why_not
 from tandem_router.handshake.contract import Handshake
+from tandem_router.handshake.mooncake import MooncakeHandshake
 from tandem_router.handshake.relayed import RelayedHandshake
 from tandem_router.handshake.rendezvous import RendezvousHandshake
 from tandem_router.model.pairing import AbortInTransfer, HandshakeKind
+from tandem_router.model.worker import WorkerFacts
 
-__all__ = ["handshake_for"]
+__all__ = ["handshake_for", "why_none"]
 
 _RENDEZVOUS = RendezvousHandshake()
-_NIXL = RelayedHandshake(AbortInTransfer.SAFE)
-_PASSTHROUGH = RelayedHandshake(AbortInTransfer.DEFER)
+_NIXL = RelayedHandshake(AbortInTransfer.SAFE, decode_outwaits_prefill=False)
+_MOONCAKE = MooncakeHandshake()
+_PASSTHROUGH = RelayedHandshake(AbortInTransfer.DEFER, decode_outwaits_prefill=True)
 
 _BY_CONNECTOR: Mapping[tuple[HandshakeKind, str | None], Handshake] = {
-    (HandshakeKind.HANDOFF, "NixlConnector"): _NIXL,
+    (HandshakeKind.HANDOFF, "nixlconnector"): _NIXL,
+    (HandshakeKind.HANDOFF, "mooncakeconnector"): _MOONCAKE,
 }
-"""Connectors whose legs carry something of their own; all others go by kind."""
+"""Connectors whose legs carry something of their own, lower-cased; all others go by kind."""
 
 _BY_KIND: Mapping[HandshakeKind, Handshake] = {
     HandshakeKind.RENDEZVOUS: _RENDEZVOUS,
@@ -33,4 +39,14 @@ def handshake_for(kind: HandshakeKind | None, connector: str | None) -> Handshak
     """
     if kind is None:
         return None
-    return _BY_CONNECTOR.get((kind, connector)) or _BY_KIND.get(kind)
+    return _BY_CONNECTOR.get((kind, (connector or "").lower())) or _BY_KIND.get(kind)
+
+
+def why_none(facts: WorkerFacts) -> tuple[Reason, str]:
+    """Why a worker for which `handshake_for` has nothing cannot be one of a pair: the reason and the end of a sentence
+    that begins with the worker.
+    """
+    return why_not(facts.runtime_type) or (
+        Reason.NO_COMPATIBLE_PAIR,
+        "speaks no handshake: its engine has none, or was started without a KV connector; register it as REGULAR",
+    )

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tandem_router.model.pairing import AbortInTransfer, HandshakeKind
 from tandem_router.model.request import LegRequest, Sampling
-from tandem_router.model.worker import Worker
+from tandem_router.model.worker import Worker, WorkerFacts
 
-__all__ = ["Handshake", "prefill_sampling"]
+__all__ = ["Handshake", "Link", "prefill_sampling", "spare_token_leg"]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What ties the two legs of one attempt; made by the runtime, which mints what the handshake says it needs."""
+
+    prefill: Worker
+    prefill_rank: int = 0
+    room: int | None = None
+    """Set where the handshake `needs_room`."""
+    transfer_id: str | None = None
+    """Set where the handshake `needs_transfer_id`; "xfer-" and a UUID, of this attempt alone."""
+    returned: str | None = None
+    """kv_transfer_params as prefill returned them; None until then, and where the handshake returns none."""
 
 
 class Handshake(Protocol):
@@ -27,13 +41,37 @@ class Handshake(Protocol):
     def needs_room(self) -> bool:
         """Whether the legs meet at a bootstrap room, to be minted before either is written."""
 
-    def prefill_leg(self, leg: LegRequest, *, prefill: Worker, decode: Worker, room: int | None) -> LegRequest:
-        """The prefill leg of an attempt, from the request's common part."""
+    @property
+    def needs_transfer_id(self) -> bool:
+        """Whether the legs name their transfer by an id that is minted before either is written."""
 
-    def decode_leg(
-        self, leg: LegRequest, *, prefill: Worker, decode: Worker, room: int | None, transfer_params: str | None
-    ) -> LegRequest:
-        """The decode leg; `transfer_params` is what prefill returned, verbatim (None in a rendezvous)."""
+    @property
+    def needs_bootstrap(self) -> bool:
+        """Whether decode knocks at a bootstrap endpoint of the prefill worker."""
+
+    @property
+    def returns_params(self) -> bool:
+        """Whether prefill's end carries kv_transfer_params; then one without them is a failed transfer."""
+
+    @property
+    def decode_outwaits_prefill(self) -> bool:
+        """Whether a decode leg whose prefill worker is gone waits on and on instead of failing by itself soon."""
+
+    @property
+    def handle_lease_s(self) -> float | None:
+        """How long prefill holds blocks that nobody fetches, in seconds; None = `settings.kv_handle_lease_s`."""
+
+    def shortcoming(self, prefill: WorkerFacts) -> str | None:
+        """What the prefill worker lacks for this handshake, as a sentence that says what to state; None = nothing."""
+
+    def prefill_leg(self, leg: LegRequest, link: Link) -> LegRequest:
+        """The prefill leg of an attempt, from the request's common part.
+
+        Raises ValueError where the link lacks what the handshake needs: a fault of the caller.
+        """
+
+    def decode_leg(self, leg: LegRequest, link: Link) -> LegRequest:
+        """The decode leg; raises ValueError as `prefill_leg` does."""
 
 
 def prefill_sampling(sampling: Sampling) -> Sampling:
@@ -47,4 +85,18 @@ def prefill_sampling(sampling: Sampling) -> Sampling:
         stop_token_ids=(),
         ignore_eos=True,
         constraint=None,
+    )
+
+
+def spare_token_leg(leg: LegRequest) -> LegRequest:
+    """A handoff's prefill: a clone of the request that computes the prompt and one token, which nobody reads.
+
+    The prompt's log probabilities are asked of it, because decode does not compute the prompt.
+    """
+    return replace(
+        leg,
+        is_streaming=False,
+        sampling=prefill_sampling(leg.sampling),
+        output_logprobs=False,
+        top_logprobs=leg.top_logprobs if leg.prompt_logprobs else 0,
     )

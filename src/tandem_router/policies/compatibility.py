@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tandem_router.errors import Reason
-from tandem_router.handshake.build import handshake_for
+from tandem_router.handshake.build import handshake_for, why_none
 from tandem_router.model.failure import Failure
-from tandem_router.model.pairing import HandshakeKind, KvRole
+from tandem_router.model.pairing import KvRole
 from tandem_router.model.worker import Worker, WorkerFacts
 
 __all__ = ["incompatibility"]
@@ -21,11 +21,8 @@ def incompatibility(prefill: Worker, decode: Worker) -> Failure | None:
     source, target = prefill.facts, decode.facts
     for worker, facts in ((prefill, source), (decode, target)):
         if handshake_for(facts.handshake, facts.kv_connector) is None:
-            return Failure(
-                Reason.RUNTIME_CANNOT_RETURN_CONTEXT_PARAMS,
-                f"worker {worker.id} ({facts.runtime_type}) speaks no handshake, so it can only serve aggregated",
-                {"worker_id": worker.id},
-            )
+            reason, why = why_none(facts)
+            return Failure(reason, f"worker {worker.id} ({facts.runtime_type}) {why}", {"worker_id": worker.id})
     models = {name for card in prefill.models for name in (card.id, *card.aliases)}
     if not any(name in models for card in decode.models for name in (card.id, *card.aliases)):
         return _no("they serve different models", prefill=source.model_id, decode=target.model_id)
@@ -59,16 +56,10 @@ def _roles_clash(source: WorkerFacts, target: WorkerFacts) -> Failure | None:
 
 
 def _cannot_meet(source: WorkerFacts) -> Failure | None:
-    if source.handshake is not HandshakeKind.RENDEZVOUS:
-        return None
-    if source.bootstrap is None:
-        return _no("the prefill worker's bootstrap endpoint is not known")
-    if source.dp_size > 1 and source.load_balance_method != "follow_bootstrap_room":
-        return _no(
-            "a prefill worker with dp_size > 1 must place requests by room (load_balance_method follow_bootstrap_room)",
-            prefill=str(source.load_balance_method),
-        )
-    return None
+    """What the handshake needs of a prefill worker and this one has not."""
+    handshake = handshake_for(source.handshake, source.kv_connector)
+    lacking = None if handshake is None else handshake.shortcoming(source)
+    return None if lacking is None else _no(lacking)
 
 
 def _no(sentence: str, **metadata: str) -> Failure:

@@ -25,6 +25,12 @@ class Query:
     needs_seed: bool = False
     constraint: ConstraintKind | None = None
     """The kind of form that the answer must have."""
+    adapters: tuple[str, ...] = ()
+    """Names that every worker of the attempt must have loaded."""
+    embeds: bool = False
+    """A vector is wanted, which one worker makes alone: serving_mode is AGGREGATED."""
+    choices: int = 1
+    """How many one call to the worker that serves it alone asks for."""
     target_worker_id: WorkerId | None = None
     """The worker that must decode, or serve alone."""
     target_dp_rank: int | None = None
@@ -58,8 +64,8 @@ class Rejection:
 
     worker_id: WorkerId
     reason: str
-    """UPPER_SNAKE: NOT_READY, WRONG_TYPE, NOT_TARGET, AVOIDED, RANK_UNHEALTHY, INCOMPATIBLE, CANNOT_SEED,
-    CANNOT_CONSTRAIN."""
+    """UPPER_SNAKE: NOT_READY, NOT_TARGET, RANK_UNHEALTHY, INCOMPATIBLE, CANNOT_SEED, CANNOT_CONSTRAIN, CANNOT_EMBED,
+    CANNOT_RETURN_CONTEXT_PARAMS, CANNOT_APPLY_ADAPTERS, LACKS_ADAPTER, TOO_MANY_CHOICES."""
     sentence: str
 
 

@@ -9,7 +9,7 @@ from tandem_router.model.spec import WorkerType
 from tandem_router.model.worker import Worker, WorkerStatus
 from tandem_router.policies.contract import Candidate, InFlight, Query, Rejection
 
-__all__ = ["highest_priority", "prefer_untried", "slots"]
+__all__ = ["embeds", "highest_priority", "lacks", "prefer_untried", "slots", "target_of"]
 
 
 def slots(
@@ -25,7 +25,7 @@ def slots(
         if rejection is not None:
             rejections.append(rejection)
             continue
-        wanted = _target(query, worker)[1]
+        wanted = target_of(query, worker)[1]
         ranks = [rank for rank in worker.ranks if wanted is None or rank.dp_rank == wanted]
         healthy = [rank for rank in ranks if rank.is_healthy]
         if not healthy:
@@ -46,21 +46,61 @@ def highest_priority(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
     return [candidate for candidate in candidates if candidate.worker.priority == highest]
 
 
+def lacks(worker: Worker, names: Iterable[str]) -> tuple[str, ...]:
+    """Which of these adapters the worker does not have loaded, as far as is known."""
+    facts = worker.facts
+    if facts is not None and facts.applies_adapters and not facts.lists_adapters:
+        return ()
+    loaded = frozenset() if facts is None else frozenset(adapter.name for adapter in facts.adapters)
+    return tuple(name for name in names if name not in loaded)
+
+
+def embeds(worker: Worker) -> bool:
+    """Whether it makes vectors, as far as is known.
+
+    Half of a pair makes none, whatever its model: SGLang queues every request of such a server for its rendezvous,
+    those for vectors too, where they would wait for ever.
+    """
+    return worker.worker_type is WorkerType.REGULAR and worker.facts is not None and worker.facts.can_embed
+
+
 def _reject(query: Query, worker: Worker) -> Rejection | None:
     if worker.status is not WorkerStatus.READY:
         return Rejection(worker.id, "NOT_READY", f"its status is {worker.status}")
-    target = _target(query, worker)[0]
+    target = target_of(query, worker)[0]
     if target is not None and worker.id != target:
         return Rejection(worker.id, "NOT_TARGET", f"the request names worker {target}")
+    if query.embeds and not embeds(worker):
+        return Rejection(worker.id, "CANNOT_EMBED", "it serves no embeddings")
     if query.needs_seed and (worker.facts is None or not worker.facts.supports_seed):
         return Rejection(worker.id, "CANNOT_SEED", "its protocol carries no seed")
     if query.constraint is not None and (worker.facts is None or query.constraint not in worker.facts.constraints):
         return Rejection(worker.id, "CANNOT_CONSTRAIN", f"it does not take a constraint of kind {query.constraint}")
+    return _reject_adapters(query, worker) or _reject_choices(query, worker)
+
+
+def _reject_adapters(query: Query, worker: Worker) -> Rejection | None:
+    if not query.adapters:
+        return None
+    if worker.facts is None or not worker.facts.applies_adapters:
+        return Rejection(worker.id, "CANNOT_APPLY_ADAPTERS", "its engine applies no adapters")
+    missing = lacks(worker, query.adapters)
+    if missing:
+        return Rejection(worker.id, "LACKS_ADAPTER", f"it has not loaded {', '.join(missing)}")
     return None
 
 
-def _target(query: Query, worker: Worker) -> tuple[WorkerId | None, int | None]:
+def _reject_choices(query: Query, worker: Worker) -> Rejection | None:
+    most = None if worker.facts is None else worker.facts.max_choices
+    if most is None or query.choices <= most:
+        return None
+    return Rejection(
+        worker.id, "TOO_MANY_CHOICES", f"one call to it asks for {most} of {query.choices} choices at most"
+    )
+
+
+def target_of(query: Query, worker: Worker) -> tuple[WorkerId | None, int | None]:
     """The worker and rank that the query names for this worker's part; None leaves it open."""
-    if worker.worker_type is WorkerType.PREFILL:
+    if worker.worker_type is WorkerType.PREFILL and not query.embeds:
         return query.target_prefill_id, query.target_prefill_rank
     return query.target_worker_id, query.target_dp_rank

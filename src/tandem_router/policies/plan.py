@@ -19,6 +19,7 @@ from tandem_router.model.worker import Worker
 from tandem_router.policies.compatibility import incompatibility
 from tandem_router.policies.contract import Candidate, InFlight, Plan, Query, Refusal, Rejection, Scorer
 from tandem_router.policies.filters import highest_priority, prefer_untried, slots
+from tandem_router.policies.no_place import CANNOT_PAIR, no_place, unknown_model
 
 __all__ = ["Planner", "unknown_model"]
 
@@ -46,7 +47,7 @@ class Planner:
         if query.serving_mode is ServingMode.AGGREGATED:
             if alone:
                 return self._alone(query, alone, scores, rejections, random, "REQUESTED")
-            return Refusal(_no_place(query, workers, decodes, prefills, rejections), tuple(rejections))
+            return Refusal(no_place(query, workers, decodes, prefills, rejections), tuple(rejections))
         is_short = query.prompt_tokens < self._settings.disaggregate_min_tokens
         if is_short and alone and not wants_pair:
             return self._alone(query, alone, scores, rejections, random, "PROMPT_SHORT")
@@ -56,7 +57,7 @@ class Planner:
         may_stand_in = self._settings.allow_aggregated_fallback or query.target_worker_id is not None
         if alone and not wants_pair and (may_stand_in or not (decodes or prefills)):
             return self._alone(query, alone, scores, rejections, random, "NO_PAIR")
-        return Refusal(_no_place(query, workers, decodes, prefills, rejections), tuple(rejections))
+        return Refusal(no_place(query, workers, decodes, prefills, rejections), tuple(rejections))
 
     def replace_decode(
         self, plan: Plan, query: Query, workers: Mapping[WorkerId, Worker], in_flight: InFlight, *, random: float
@@ -94,7 +95,7 @@ class Planner:
                     if clash is None:
                         fitting.append(prefill)
                     else:
-                        rejections.append(Rejection(prefill.worker.id, "INCOMPATIBLE", clash.sentence))
+                        rejections.append(Rejection(prefill.worker.id, _misfit(clash), clash.sentence))
                 if fitting:
                     prefill = self._best(query, prefer_untried(fitting, query.avoid), scores, random)
                     facts = prefill.worker.facts
@@ -127,44 +128,5 @@ class Planner:
         return best[int(random * len(best))]
 
 
-def unknown_model(model: str, workers: Mapping[WorkerId, Worker]) -> Failure:
-    """MODEL_NOT_FOUND with the names that would have been found."""
-    known = sorted({card.id for worker in workers.values() for card in worker.models})
-    names = ", ".join(known[:10]) or "none"
-    sentence = f"no worker serves model {model}" if model else "the request names no model and there is not just one"
-    return Failure(Reason.MODEL_NOT_FOUND, f"{sentence}; known models: {names}", {"model": model}, "model")
-
-
-def _no_place(
-    query: Query,
-    workers: Mapping[WorkerId, Worker],
-    decodes: Sequence[Candidate],
-    prefills: Sequence[Candidate],
-    rejections: Sequence[Rejection],
-) -> Failure:
-    metadata = {"model": query.model}
-    targets = {"target_worker": query.target_worker_id, "target_prefill_worker": query.target_prefill_id}
-    for name, target in targets.items():
-        if target is not None and target not in workers:
-            known = {**metadata, "worker_id": target}
-            return Failure(Reason.WORKER_NOT_FOUND, f"worker {target} does not exist", known, field=f"{name}.worker_id")
-    reasons = [rejection.reason for rejection in rejections]
-    if "CANNOT_SEED" in reasons and all(reason in ("CANNOT_SEED", "NOT_TARGET") for reason in reasons):
-        return Failure(
-            Reason.RUNTIME_CANNOT_SEED, f"no worker of {query.model} can use a seed", metadata, "sampling.seed"
-        )
-    if "CANNOT_CONSTRAIN" in reasons and all(reason in ("CANNOT_CONSTRAIN", "NOT_TARGET") for reason in reasons):
-        sentence = f"no worker of {query.model} takes a constraint of kind {query.constraint}"
-        return Failure(Reason.RUNTIME_CANNOT_CONSTRAIN, sentence, metadata, "constraint")
-    if decodes and prefills and query.serving_mode is not ServingMode.AGGREGATED:
-        clash = next((rejection.sentence for rejection in rejections if rejection.reason == "INCOMPATIBLE"), "")
-        return Failure(
-            Reason.NO_COMPATIBLE_PAIR, f"no prefill worker of {query.model} fits a decode worker: {clash}", metadata
-        )
-    serving = [worker for worker in workers.values() if worker.serves(query.model)]
-    parts = ", ".join(
-        f"{sum(worker.worker_type is kind for worker in serving)} {kind.lower()}"
-        for kind in (WorkerType.PREFILL, WorkerType.DECODE, WorkerType.REGULAR)
-    )
-    ready = f"{len({c.worker.id for c in prefills})} prefill and {len({c.worker.id for c in decodes})} decode ready"
-    return Failure(Reason.NO_READY_WORKER, f"no worker of {query.model} can take it now ({parts}; {ready})", metadata)
+def _misfit(clash: Failure) -> str:
+    return CANNOT_PAIR if clash.reason is Reason.RUNTIME_CANNOT_RETURN_CONTEXT_PARAMS else "INCOMPATIBLE"
