@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from tandem_router.core.ledger import LegLedger, LegRow
-from tandem_router.errors import Reason
+from tandem_router.errors import Code, Reason
+from tandem_router.model.detection import Asked, OnAsked
 from tandem_router.model.failure import EngineFailure
 from tandem_router.model.ids import RankKey, WorkerId
 from tandem_router.model.job import Job
@@ -16,6 +17,7 @@ from tandem_router.model.pairing import BootstrapEndpoint, HandshakeKind, LegRol
 from tandem_router.model.request import LegRequest
 from tandem_router.model.settings import RuntimeSettings
 from tandem_router.model.spec import RuntimeType, WorkerSpec, WorkerType
+from tandem_router.model.tokenizer_source import TokenizerSource
 from tandem_router.model.worker import Credentials, RankLoad, Worker, WorkerFacts, WorkerStatus
 from tandem_router.ports import EngineCall
 from tandem_router.runtime.control import Control
@@ -43,6 +45,12 @@ class Process:
     is_stuck: bool = False
     """Takes connections and never answers."""
     is_serving: bool = True
+    is_unknown: bool = False
+    """Speaks no protocol of ours."""
+    trace: tuple[Asked, ...] = (Asked(RuntimeType.SGLANG, "OK", 0.003),)
+    """What detection asks and hears."""
+    last_item_s: float | None = None
+    """When a stream of it last had an item."""
     is_bootstrap_up: bool = True
     tokenizer: bytes | None = b"archive"
     life: int = 1
@@ -72,6 +80,10 @@ class Client:
         self.is_closed = False
         self.follows_restarts = False
         """Behaves as a channel that reconnects by itself."""
+
+    @property
+    def last_sign_of_life_s(self) -> float | None:
+        return self._process.last_item_s
 
     async def _ask(self) -> Process:
         process = self._process
@@ -118,7 +130,14 @@ class Dialer:
         self.gate: asyncio.Event | None = None
         """When set, dialling waits for it."""
 
-    async def dial(self, spec: WorkerSpec, credentials: Credentials | None, *, timeout_s: float) -> Client:
+    async def dial(
+        self,
+        spec: WorkerSpec,
+        credentials: Credentials | None,
+        *,
+        timeout_s: float,
+        on_asked: OnAsked | None = None,
+    ) -> Client:
         process = self.processes.get(spec.url)
         if process is not None:
             process.dials += 1
@@ -127,6 +146,11 @@ class Dialer:
         await asyncio.sleep(0.001)
         if process is None or not process.is_up:
             raise EngineFailure(Reason.WORKER_UNREACHABLE, "connection refused", was_sent=False, connection_lost=True)
+        for asked in process.trace:
+            if on_asked is not None:
+                on_asked(asked)
+        if process.is_unknown:
+            raise EngineFailure(Reason.RUNTIME_NOT_DETECTED, "answers no engine protocol", code=Code.UNIMPLEMENTED)
         client = Client(process, spec, credentials)
         process.clients.append(client)
         return client
@@ -142,13 +166,17 @@ class Codecs:
     """ports.TextCodecs that keeps archives."""
 
     def __init__(self) -> None:
-        self.archives: dict[str, bytes] = {}
+        self.archives: dict[str, bytes | None] = {}
+        self.sources: dict[str, TokenizerSource] = {}
 
     def get(self, model: str) -> Any:
         return self.archives.get(model)
 
-    async def load(self, model: str, archive: bytes) -> None:
-        self.archives[model] = archive
+    def source(self, model: str) -> TokenizerSource | None:
+        return self.sources.get(model)
+
+    async def load(self, model: str, archive: bytes | None, source: TokenizerSource) -> None:
+        self.archives[model], self.sources[model] = archive, source
 
 
 class SlowStore:

@@ -37,13 +37,13 @@ class Letters:
     def flush(self) -> str:
         return ""
 
-    def stream(self, *, skip_special_tokens: bool) -> Letters:
+    def stream(self, *, skip_special_tokens: bool, continues: bool) -> Letters:
         return Letters()
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return self.push(token_ids)
 
-    async def encode(self, text: str) -> tuple[int, ...]:
+    async def encode(self, text: str, *, adds_special: bool) -> tuple[int, ...]:
         return tuple(map(ord, text))
 
     async def render_chat(self, messages: Sequence[tuple[str, str]]) -> str:
@@ -182,3 +182,14 @@ def test_an_engine_without_prompt_log_probabilities_is_refused_by_name() -> None
     with pytest.raises(TandemError) as caught:
         asyncio.run(outputs.put(0, letters("a")))
     assert caught.value.reason is Reason.RUNTIME_CANNOT_RETURN_PROMPT_LOGPROBS
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [({"output": Output.TEXT}, "output"), ({"sampling": Sampling(stop=("END",))}, "sampling.stop")],
+)
+def test_what_needs_a_tokenizer_is_refused_where_none_is_loaded(changes: dict[str, Any], field: str) -> None:
+    request = GenerateRequest("r", "m", **{"token_ids": (1,), "output": Output.TOKENS, **changes})
+    with pytest.raises(TandemError) as caught:
+        ChoiceOutputs(request, None, Shown())
+    assert (caught.value.reason, caught.value.field) == (Reason.TOKENIZER_UNAVAILABLE, field)

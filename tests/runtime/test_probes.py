@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 
 import pytest
-from tests.runtime.control_world import World, play
+from tests.runtime.control_world import Process, World, play
 
 from tandem_router.errors import Reason
+from tandem_router.model.adapters import LoadedAdapter
 from tandem_router.model.failure import EngineFailure
 from tandem_router.model.settings import HealthSettings, RuntimeSettings
 from tandem_router.model.spec import HealthOverrides, WorkerSpec
@@ -245,3 +247,73 @@ def test_a_worker_lost_while_draining_still_leaves_in_peace() -> None:
         assert process.open_clients == 0
 
     play(scene)
+
+
+BRISK = RuntimeSettings(health=HealthSettings(check_interval_s=2.0, timeout_s=1.0, failure_threshold=2))
+
+
+async def stream_on(process: Process, seconds: float) -> None:
+    """Items come every half second."""
+    for _ in range(round(seconds * 2)):
+        process.last_item_s = asyncio.get_running_loop().time()
+        await asyncio.sleep(0.5)
+
+
+def test_trap_15_a_late_health_check_is_not_death_while_streams_progress() -> None:
+    async def scene(world: World) -> None:
+        worker = await world.ready(URL)
+        process = world.dialer.processes[URL]
+        process.is_stuck = True
+        await stream_on(process, 60)
+        assert world.statuses(worker.id) == [WorkerStatus.READY]
+
+    play(scene, settings=BRISK)
+
+
+def test_a_worker_whose_streams_stop_too_is_not_ready_soon() -> None:
+    async def scene(world: World) -> None:
+        worker = await world.ready(URL)
+        process = world.dialer.processes[URL]
+        process.is_stuck = True
+        await stream_on(process, 20)
+        await world.until(worker.id, WorkerStatus.NOT_READY, within_s=12)
+
+    play(scene, settings=BRISK)
+
+
+def test_a_health_check_that_answers_no_is_believed_whatever_streams() -> None:
+    async def scene(world: World) -> None:
+        worker = await world.ready(URL)
+        process = world.dialer.processes[URL]
+        process.is_serving = False
+        await stream_on(process, 10)
+        assert (await world.control.get_worker(worker.id)).status is WorkerStatus.NOT_READY
+
+    play(scene, settings=BRISK)
+
+
+def test_a_worker_that_is_not_ready_needs_an_answer_to_come_back() -> None:
+    async def scene(world: World) -> None:
+        worker = await world.ready(URL)
+        process = world.dialer.processes[URL]
+        process.is_stuck = True
+        await world.until(worker.id, WorkerStatus.NOT_READY, within_s=20)
+        await stream_on(process, 20)
+        assert (await world.control.get_worker(worker.id)).status is WorkerStatus.NOT_READY
+        process.is_stuck = False
+        await world.until(worker.id, WorkerStatus.READY, within_s=10)
+
+    play(scene, settings=BRISK)
+
+
+def test_an_adapter_that_somebody_else_loaded_is_found_by_a_later_probe() -> None:
+    async def scene(world: World) -> None:
+        worker = await world.ready(URL)
+        process = world.dialer.processes[URL]
+        process.facts = replace(process.facts, adapters=(LoadedAdapter("poet"),))
+        await asyncio.sleep(2.2 * 7)
+        found = await world.control.get_worker(worker.id)
+        assert found.facts is not None
+        assert (found.facts.adapters, found.epoch) == ((LoadedAdapter("poet"),), 1)
+
+    play(scene, settings=BRISK)

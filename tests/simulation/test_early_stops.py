@@ -11,6 +11,7 @@ from test_scenes import HANDY, REQUEST, ROOMY, SEEDS, pair_of, play
 
 from tandem_router.model.request import Sampling
 from tandem_router.model.stream import FinishReason
+from tandem_router.model.tokenizer_source import TokenizerSource
 from tandem_router.ports import TextCodec
 from tandem_router.testing.harness import SimRuntime
 from tandem_router.testing.scenario import ClientPlan
@@ -33,10 +34,13 @@ class Numbers:
     def get(self, model: str) -> TextCodec | None:
         return self
 
-    async def load(self, model: str, archive: bytes) -> None:
+    def source(self, model: str) -> TokenizerSource | None:
+        return TokenizerSource()
+
+    async def load(self, model: str, archive: bytes | None, source: TokenizerSource) -> None:
         raise AssertionError("nobody has a tokenizer")
 
-    async def encode(self, text: str) -> tuple[int, ...]:
+    async def encode(self, text: str, *, adds_special: bool) -> tuple[int, ...]:
         raise AssertionError("prompts are tokens")
 
     async def render_chat(self, messages: Sequence[tuple[str, str]]) -> str:
@@ -45,7 +49,7 @@ class Numbers:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return self.push(token_ids)
 
-    def stream(self, *, skip_special_tokens: bool) -> Numbers:
+    def stream(self, *, skip_special_tokens: bool, continues: bool) -> Numbers:
         return self
 
     def push(self, token_ids: Sequence[int]) -> str:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 
 from tandem_router.core.pair import Directive, Do, PairInput, PairMachine
-from tandem_router.core.relay_events import FirstToken, LegAborted, LegClosed, LegSent, PrefillLost
+from tandem_router.core.relay_events import FirstToken, LegClosed, LegSent, PrefillLost
 from tandem_router.errors import Reason, TandemError
 from tandem_router.model.failure import EngineFailure, Failure
 from tandem_router.model.ids import PairId, WorkerId
-from tandem_router.model.pairing import AbortInTransfer, LegRole, PairView
+from tandem_router.model.pairing import HandshakeKind, LegRole, PairView
 from tandem_router.model.request import LegRequest
 from tandem_router.model.stream import EngineChunk, EngineEnd, EngineItem, ServedBy
 from tandem_router.policies.contract import Candidate, Plan, Query
@@ -24,7 +25,9 @@ from tandem_router.ports import EngineCall
 from tandem_router.runtime.attempt_values import AttemptLeg, Boundaries, Lost, Won
 from tandem_router.runtime.delivery import Delivery, StreamBuffer
 from tandem_router.runtime.handles import release_handle
-from tandem_router.runtime.leg_requests import defaulted, leg_request, who_serves
+from tandem_router.runtime.leg_calls import ask_to_stop, call_timeout_s, stop, traced
+from tandem_router.runtime.leg_requests import defaulted, leg_request, link_of, who_serves
+from tandem_router.runtime.prefill_watch import PrefillWatch, loss_of
 from tandem_router.runtime.prompt_logprobs import PromptLogprobs
 from tandem_router.runtime.relay_environment import RelayEnvironment
 
@@ -68,6 +71,8 @@ class PairAttempt:
         self.query = query
         self._common = defaulted(leg, plan.decode, query.model, env.default_sampling)
         self._room = room
+        names_transfer = plan.handshake is not None and plan.handshake.needs_transfer_id
+        self._transfer_id = f"xfer-{env.ids.uuid()}" if names_transfer else None
         self._deadline_s = deadline_s
         self._prompt = PromptLogprobs(deliver) if leg.prompt_logprobs and plan.prefill is not None else None
         self._delivery = Delivery(deliver if self._prompt is None else self._prompt.deliver, buffer)
@@ -174,15 +179,15 @@ class PairAttempt:
             case Do.SEND:
                 self._send(self._leg(directive.role))
             case Do.CANCEL:
-                self._stop(self._leg(directive.role))
+                stop(self._env, self._leg(directive.role))
             case Do.ASK:
-                leg = self._leg(directive.role)
-                self._env.scope.spawn(self._abort(leg), f"abort {leg.id}")
+                ask_to_stop(self._env, self._leg(directive.role))
             case Do.LINGER:
                 self._linger(self._leg(directive.role))
             case Do.CLOSE:
                 self._close(self._leg(directive.role))
             case Do.COMMIT:
+                self._decode.end_timers()  # its pages have come: no loss of prefill concerns it any more
                 self.boundaries.first_token_s = self._env.clock.monotonic_s()
                 self._env.observer.observe(FirstToken(self._request_id, self.pair_id))
             case Do.NOTE_PREFILL_LOST:
@@ -202,10 +207,10 @@ class PairAttempt:
 
     def leg_request(self, role: LegRole, leg_id: str) -> LegRequest:
         """What goes to the engine for one leg; for a handoff's decode, prefill must have ended."""
-        common = replace(self._common, leg_id=leg_id)
-        prefill = None if self._prefill is None else self._prefill.candidate
-        params = None if self.prefill_end is None else self.prefill_end.transfer_params
-        return leg_request(common, role, self.plan.handshake, prefill, self._decode.candidate, self._room, params)
+        leg = self._leg(role)
+        returned = None if self.prefill_end is None else self.prefill_end.transfer_params
+        link = link_of(self.plan, self._room, self._transfer_id, returned)
+        return leg_request(replace(self._common, leg_id=leg_id), role, self.plan.handshake, leg.candidate, link)
 
     def _send(self, leg: AttemptLeg) -> None:
         client = self._env.fleet.client(leg.candidate.key)
@@ -215,40 +220,45 @@ class PairAttempt:
             )
             self._broken(leg, failure)
             return
+        outwaited = self._outwaited_prefill(leg)
+        now_s = self._env.clock.wall_s()
+        loss = None if outwaited is None else loss_of(self._env, outwaited.candidate.key, since_s=now_s)
+        if loss is not None:
+            self._prefill_lost(loss, PairInput.DECODE_BROKEN)
+            return
         if self.boundaries.sent_s is None:
             self.boundaries.sent_s = self._env.clock.monotonic_s()
+        timeout_s = call_timeout_s(self._env, self._deadline_s, self._machine.abort_in_transfer)
         try:
-            leg.call = client.generate(self._traced(leg), timeout_s=self._call_timeout_s())
+            request = self.leg_request(leg.role, leg.id)
+            leg.call = client.generate(traced(self._env, self.pair_id, leg, request), timeout_s=timeout_s)
         except TandemError as error:  # the dialect refuses to build what would kill the engine
-            self._feed(PairInput.CANCEL, Failure.of(error))
+            self._feed(_BROKEN[leg.role], Failure.of(error))
             return
         self._env.observer.observe(LegSent(self.pair_id, leg.id, leg.role, leg.candidate.key))
+        if outwaited is not None:
+            key = outwaited.candidate.key
+            leg.prefill_watch = PrefillWatch(self._env, key, partial(self._prefill_lost, happened=PairInput.CANCEL))
         leg.task = self._env.scope.spawn(self._read(leg, leg.call), f"{leg.role.lower()} {leg.id}")
         leg.task.add_done_callback(self._reader_ended)
 
-    def _traced(self, leg: AttemptLeg) -> LegRequest:
-        """The leg's request, as part of the leg's own span where there is one, else of the client's."""
-        request = self.leg_request(leg.role, leg.id)
-        traces = self._env.traces
-        if traces is None:
-            return request
-        traceparent = traces.begin_leg(self.pair_id, leg.id, leg.role, leg.candidate.key)
-        return request if traceparent is None else replace(request, traceparent=traceparent)
+    def _outwaited_prefill(self, leg: AttemptLeg) -> AttemptLeg | None:
+        """The prefill leg of a handoff whose decode would not notice that the prefill worker is gone."""
+        handshake = self.plan.handshake
+        if leg.role is LegRole.PREFILL or handshake is None or handshake.kind is not HandshakeKind.HANDOFF:
+            return None
+        return self._prefill if handshake.decode_outwaits_prefill else None
+
+    def _prefill_lost(self, loss: Failure, happened: PairInput) -> None:
+        if not self._machine.is_ended and self._prefill is not None:
+            self._blamed.append(self._prefill.candidate.worker.id)
+        self._feed(happened, loss)
 
     def _reader_ended(self, task: asyncio.Task[None]) -> None:
         """A reader that died of a fault of ours must not leave its pair hanging."""
         if not task.cancelled() and (error := task.exception()) is not None:
             task.get_loop().call_exception_handler({"message": f"{task.get_name()} failed", "exception": error})
             self.cancel(Failure(Reason.INTERNAL_ERROR, f"a fault of the router in request {self._request_id}"))
-
-    def _call_timeout_s(self) -> float | None:
-        """The remaining deadline, plus the grace where a leg may have to outlive it."""
-        if self._deadline_s is None:
-            return None
-        left_s = max(self._deadline_s - self._env.clock.monotonic_s(), 0.001)
-        if self._machine.abort_in_transfer is AbortInTransfer.DEFER:
-            left_s += self._env.settings.transfer_grace_s
-        return left_s
 
     async def _read(self, leg: AttemptLeg, call: EngineCall) -> None:
         """Drain one leg. Kept tiny: this loop runs once per token."""
@@ -292,12 +302,12 @@ class PairAttempt:
             self.boundaries.prefill_ended_s = self._env.clock.monotonic_s()
             handshake = self.plan.handshake
             returned = None if self.prefill_end is None else self.prefill_end.transfer_params
-            if handshake is not None and not handshake.needs_room and returned is None:
+            if handshake is not None and handshake.returns_params and returned is None:
                 # Going on would make decode compute the prompt again, silently (smg 3.5): say that it failed instead.
                 self._blamed.append(leg.candidate.worker.id)
                 self._feed(
                     PairInput.PREFILL_BROKEN,
-                    Failure(Reason.KV_TRANSFER_FAILED, "prefill returned no kv_transfer_params", self._where(leg)),
+                    Failure(Reason.KV_TRANSFER_FAILED, "prefill returned no kv_transfer_params", leg.where),
                 )
                 return
         self._feed(_FINISHED[leg.role])
@@ -311,7 +321,7 @@ class PairAttempt:
                 self._blamed.append(
                     self._prefill.candidate.worker.id
                 )  # decode may merely have been the first to notice
-        record = Failure(failure.reason, failure.sentence, self._where(leg))
+        record = Failure(failure.reason, failure.sentence, leg.where)
         if leg.role is LegRole.PREFILL and self._prompt is not None:
             self._prompt.lost(record)
         if leg.role is LegRole.DECODE and not failure.was_sent:
@@ -319,37 +329,15 @@ class PairAttempt:
         else:
             self._feed(_BROKEN[leg.role], record)
 
-    def _where(self, leg: AttemptLeg) -> dict[str, str]:
-        candidate = leg.candidate
-        return {"leg": leg.role.lower(), "worker_id": candidate.worker.id, "dp_rank": str(candidate.dp_rank)}
-
-    def _stop(self, leg: AttemptLeg) -> None:
-        if leg.call is None:
-            return
-        leg.call.cancel()
-        self._env.scope.spawn(self._abort(leg), f"abort {leg.id}")
-
-    async def _abort(self, leg: AttemptLeg) -> None:
-        """The Abort rpc, beside the call's cancel: some engines heed only the one, some only the other."""
-        client = self._env.fleet.client(leg.candidate.key)
-        failure: Failure | None = None
-        if client is not None:
-            try:
-                await client.abort(leg.id, timeout_s=self._env.settings.abort_timeout_s)
-            except EngineFailure as error:
-                failure = Failure(error.reason, error.sentence, self._where(leg))
-        self._env.observer.observe(LegAborted(leg.id, failure))
-
     def _linger(self, leg: AttemptLeg) -> None:
         loop = asyncio.get_running_loop()
         leg.grace = loop.call_later(self._env.settings.transfer_grace_s, self._feed, _GRACE_OVER[leg.role])
 
     def _close(self, leg: AttemptLeg) -> None:
         leg.is_closed = True
-        if leg.grace is not None:
-            leg.grace.cancel()
+        leg.end_timers()
         if leg.role is LegRole.PREFILL and self._prompt is not None:
-            self._prompt.lost(Failure(Reason.WORKER_LOST, "prefill ended without its answer", self._where(leg)))
+            self._prompt.lost(Failure(Reason.WORKER_LOST, "prefill ended without its answer", leg.where))
         state = self._machine.prefill if leg.role is LegRole.PREFILL else self._machine.decode
         self._env.ledger.close(leg.id)
         self._env.observer.observe(LegClosed(self.pair_id, leg.id, leg.role, state, self._machine.failure))

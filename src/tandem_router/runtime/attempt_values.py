@@ -10,6 +10,7 @@ from tandem_router.model.ids import WorkerId
 from tandem_router.model.pairing import LegRole
 from tandem_router.policies.contract import Candidate
 from tandem_router.ports import EngineCall
+from tandem_router.runtime.prefill_watch import PrefillWatch
 
 __all__ = ["AttemptLeg", "Boundaries", "Lost", "Won"]
 
@@ -38,7 +39,22 @@ class AttemptLeg:
     call: EngineCall | None = None
     task: asyncio.Task[None] | None = None
     grace: asyncio.TimerHandle | None = None
+    prefill_watch: PrefillWatch | None = None
+    """Of a decode leg that would outwait its prefill worker, until its first item."""
     is_closed: bool = False
+
+    @property
+    def where(self) -> dict[str, str]:
+        """The leg as a failure's metadata name it."""
+        candidate = self.candidate
+        return {"leg": self.role.lower(), "worker_id": candidate.worker.id, "dp_rank": str(candidate.dp_rank)}
+
+    def end_timers(self) -> None:
+        """Nothing is waited for any more; idempotent."""
+        if self.grace is not None:
+            self.grace.cancel()
+        if self.prefill_watch is not None:
+            self.prefill_watch.stop()
 
 
 @dataclass(slots=True)

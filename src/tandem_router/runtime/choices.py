@@ -32,9 +32,9 @@ class ChoiceOutputs:
     """The output of one call. `put` is the hot path: once per token and choice."""
 
     def __init__(self, request: GenerateRequest, codec: TextCodec | None, sink: TokenSink) -> None:
-        """Raises TOKENIZER_UNAVAILABLE where text is wanted and `codec` is None.
+        """Raises TOKENIZER_UNAVAILABLE where text is wanted, or to be looked for, and `codec` is None.
 
-        A request for tokens alone needs no codec; without one its stop strings are the engine's affair.
+        A request for tokens alone needs no codec, unless it has stop strings: not every engine knows those.
         """
         self._sends_text = request.output is not Output.TOKENS
         if self._sends_text and codec is None:
@@ -43,12 +43,20 @@ class ChoiceOutputs:
                 "the answer cannot be turned into text; ask for output TOKENS",
                 field="output",
             )
+        if request.sampling.stop and codec is None:
+            raise TandemError(
+                Reason.TOKENIZER_UNAVAILABLE,
+                "stop strings cannot be looked for in tokens; use stop_token_ids",
+                field="sampling.stop",
+            )
         self._sink = sink
         self._sends_tokens = request.output is not Output.TEXT
         sampling = request.sampling
         self._stop_ids = frozenset(sampling.stop_token_ids)
         self._min_tokens = sampling.min_tokens or 0
         self._includes_stop = sampling.include_stop
+        # An answer in a chat is a text of its own; anything else goes on with the prompt.
+        self._continues = request.messages is None
         self._choices = [self._choice(sampling, codec) for _ in range(sampling.n)]
         self._prompt_logprobs_start = request.prompt_logprobs_start if request.prompt_logprobs else None
         # Choices over pairs come from one task each, and a stream takes one message at a time.
@@ -61,7 +69,7 @@ class ChoiceOutputs:
     def _choice(self, sampling: Sampling, codec: TextCodec | None) -> _Choice:
         if codec is None or not (self._sends_text or sampling.stop):
             return _Choice()
-        stream = codec.stream(skip_special_tokens=sampling.skip_special_tokens is not False)
+        stream = codec.stream(skip_special_tokens=sampling.skip_special_tokens is not False, continues=self._continues)
         if not sampling.stop:
             return _Choice(text=stream)
         return _Choice(text=stream, stops=StopScanner(sampling.stop, includes_stop=sampling.include_stop))

@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tandem_router.core.urls import split_url
-from tandem_router.model.pairing import BootstrapEndpoint, HandshakeKind
+from tandem_router.handshake.build import handshake_for
+from tandem_router.model.pairing import BootstrapEndpoint
 from tandem_router.model.spec import WorkerSpec, WorkerType
-from tandem_router.model.worker import Condition, Rank, WorkerFacts
+from tandem_router.model.worker import Condition, FactMismatch, Rank, WorkerFacts
 
 __all__ = ["EffectiveFacts", "effective_facts"]
+
+
+_SPEC_FIELDS = {"kv_dtype": "kv_cache_dtype"}
+"""Facts that have another name in the spec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +24,7 @@ class EffectiveFacts:
     facts: WorkerFacts
     ranks: tuple[Rank, ...]
     agreement: Condition
-    """FACTS_MATCH; false names the first field that differs as CONFLICT_<FIELD> and lists all of them."""
+    """FACTS_MATCH; false names the first field that differs as CONFLICT_<FIELD>, in the singular, and lists all."""
     needs_bootstrap: bool
     """Whether decode workers will knock at the worker's bootstrap endpoint."""
 
@@ -27,8 +32,8 @@ class EffectiveFacts:
 def effective_facts(spec: WorkerSpec, url: str, found: WorkerFacts, *, default_bootstrap_port: int) -> EffectiveFacts:
     """Lay the spec over the facts; the spec wins, and every difference is told.
 
-    url: canonical. The bootstrap endpoint of a prefill worker that is met at a room is stated, else found, else the
-    URL's host and the default port, each part by itself; other workers have none.
+    url: canonical. The bootstrap endpoint of a prefill worker whose handshake has decode knock at one is stated, else
+    found, else the URL's host and the default port, each part by itself; other workers have none.
     """
     stated = {
         "runtime_type": spec.runtime_type,
@@ -37,30 +42,44 @@ def effective_facts(spec: WorkerSpec, url: str, found: WorkerFacts, *, default_b
         "kv_role": spec.kv_role,
         "kv_engine_id": spec.kv_engine_id,
         "kv_block_size": spec.kv_block_size,
+        "kv_dtype": spec.kv_cache_dtype,
+        "pairing_protocol": spec.pairing_protocol,
     }
     conflicts = []
     for name, value in stated.items():
         answer = getattr(found, name)
-        if value is not None and answer is not None and value != answer:
-            conflicts.append((name, f"{name}: stated {value}, found {answer}"))
+        # "auto" leaves it to the engine's model, of which the operator may know more.
+        if value is not None and answer not in (None, "auto", value):
+            conflicts.append(FactMismatch(_SPEC_FIELDS.get(name, name), str(value), str(answer)))
     if spec.worker_type is not None and found.disaggregation_mode not in (None, spec.worker_type):
-        conflicts.append(
-            ("worker_type", f"worker_type: stated {spec.worker_type}, found {found.disaggregation_mode}"),
-        )
+        conflicts.append(FactMismatch("worker_type", str(spec.worker_type), str(found.disaggregation_mode)))
+    if spec.models and not _serves_a_stated_model(spec, found):
+        conflicts.append(FactMismatch("models", ", ".join(card.id for card in spec.models), found.model_id))
     worker_type = spec.worker_type or found.disaggregation_mode or WorkerType.REGULAR
-    needs_bootstrap = worker_type is WorkerType.PREFILL and found.handshake is HandshakeKind.RENDEZVOUS
+    handshake = handshake_for(found.handshake, spec.kv_connector or found.kv_connector)
+    needs_bootstrap = worker_type is WorkerType.PREFILL and handshake is not None and handshake.needs_bootstrap
     said = {name: value for name, value in stated.items() if value is not None}
     facts = replace(
         found,
         **said,  # type: ignore[arg-type]  # each value has the type of the fact of its name
         bootstrap=_endpoint(spec, url, found, default_bootstrap_port) if needs_bootstrap else None,
+        mismatches=tuple(conflicts),
     )
     if conflicts:
-        message = "; ".join(text for _, text in conflicts)
-        agreement = Condition("FACTS_MATCH", False, f"CONFLICT_{conflicts[0][0].upper()}", message, 0.0)
+        message = "; ".join(f"{one.field}: stated {one.stated}, found {one.found}" for one in conflicts)
+        agreement = Condition(
+            "FACTS_MATCH", False, f"CONFLICT_{conflicts[0].field.upper().removesuffix('S')}", message, 0.0
+        )
     else:
         agreement = Condition("FACTS_MATCH", True, "FACTS_MATCH", "", 0.0)
     return EffectiveFacts(facts, _ranks(spec, facts.dp_size), agreement, needs_bootstrap)
+
+
+def _serves_a_stated_model(spec: WorkerSpec, found: WorkerFacts) -> bool:
+    """Whether a stated id or alias is what the engine serves; of names that are paths the last part counts."""
+    told = {name.rsplit("/", 1)[-1] for name in (found.model_id, *found.served_names)}
+    stated = {name.rsplit("/", 1)[-1] for card in spec.models for name in (card.id, *card.aliases)}
+    return bool(told & stated) or told == {"unknown"}
 
 
 def _endpoint(spec: WorkerSpec, url: str, found: WorkerFacts, default_port: int) -> BootstrapEndpoint:

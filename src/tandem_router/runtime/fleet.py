@@ -11,6 +11,7 @@ from tandem_router.model.worker import Worker
 from tandem_router.ports import EngineClient
 from tandem_router.runtime.deadline import within
 from tandem_router.runtime.idleness import Idleness
+from tandem_router.runtime.rank_watch import RankWatch
 from tandem_router.runtime.scope import TaskScope
 
 __all__ = ["WorkerFleet"]
@@ -28,14 +29,17 @@ class WorkerFleet:
         scope: TaskScope,
         leg_failed: Callable[[RankKey, EngineFailure], None],
         idleness: Idleness,
+        ranks: RankWatch,
     ) -> None:
         """Args:
         scope: owns the closing of connections.
         leg_failed: told of every failed leg; must return at once.
         idleness: tells when a former life's connection may be closed.
+        ranks: told how every leg ended.
         """
         self._registry = registry
         self._idleness = idleness
+        self._ranks = ranks
         self._scope = scope
         self._leg_failed = leg_failed
         self._clients: dict[WorkerId, dict[int, EngineClient]] = {}
@@ -51,10 +55,12 @@ class WorkerFleet:
 
     def leg_failed(self, key: RankKey, failure: EngineFailure) -> None:
         """A leg on this rank failed; never raises."""
+        self._ranks.leg_failed(key, failure)
         self._leg_failed(key, failure)
 
     def leg_succeeded(self, key: RankKey) -> None:
-        """A leg on this rank ended well. Health does not count these: a busy engine that answers is probed anyway."""
+        """A leg on this rank ended well. The worker's health does not count these: an engine is probed anyway."""
+        self._ranks.leg_succeeded(key)
 
     def adopt(self, worker_id: WorkerId, epoch: int, client: EngineClient) -> None:
         """Enter the connection of a life, in the step in which its epoch is applied: a reader of the epoch finds it.

@@ -2,7 +2,7 @@
 
 A pair serves one choice (a KV handle is single use, a room carries one request), so n choices over a pair are n pairs,
 choice i seeded with seed + i: what vLLM does with the children of a request, so the answer equals the aggregated one. A
-worker that serves alone gets all n at once.
+worker that serves alone gets all n at once, or one by one where its engine takes fewer in one call.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from tandem_router.core.guard import allowed_new_tokens, check_prompt
+from tandem_router.core.admission import Standing
+from tandem_router.core.guard import allowed_new_tokens, check_biased_tokens, check_prompt
 from tandem_router.errors import Reason
 from tandem_router.model.failure import Failure
 from tandem_router.model.pairing import HandshakeKind, LegRole
-from tandem_router.model.request import GenerateRequest, LegRequest, RequestContext, Sampling
+from tandem_router.model.request import GenerateRequest, LegRequest, RequestContext, Sampling, ServingMode
 from tandem_router.model.stream import Attempt, EngineItem, Finished, PhaseTimings, Usage
 from tandem_router.policies.contract import Plan, Query, Refusal
 from tandem_router.ports import TokenSink
@@ -26,6 +27,7 @@ from tandem_router.runtime.prompt import facts_of_model, query_of, resolve_model
 from tandem_router.runtime.relay_environment import RelayEnvironment
 from tandem_router.runtime.together import run_together
 from tandem_router.runtime.tries import Tries
+from tandem_router.runtime.turn import Turn
 
 __all__ = ["Generation"]
 
@@ -56,6 +58,15 @@ class Generation:
         self._timer: asyncio.TimerHandle | None = None
         self._stops: dict[int, asyncio.TimerHandle] = {}
 
+    @property
+    def request_id(self) -> str:
+        """As the client or the router named it."""
+        return self.request.request_id
+
+    async def wait(self, turn: Turn, standing: Callable[[], Standing | None]) -> None:
+        """Return when the turn has come; the client is told of the queue if it asked."""
+        await turn.wait(self._env.clock, standing, self.request.queue_updates_s, self._sink)
+
     def check_place(self) -> None:
         """Raise TandemError if there is no such model, so that nobody waits in the queue for nothing."""
         resolve_model(self.request.model, self._env.fleet.workers())
@@ -81,6 +92,7 @@ class Generation:
         if facts is not None and facts.vocab_size is not None:
             vocab_size = facts.vocab_size
         check_prompt(token_ids, vocab_size=vocab_size)
+        check_biased_tokens(self.request.sampling.logit_bias, vocab_size=vocab_size)
         sampling = self._bounded(len(token_ids), None if facts is None else facts.context_length)
         common = LegRequest(
             leg_id="",
@@ -88,6 +100,7 @@ class Generation:
             role=LegRole.DECODE,
             token_ids=token_ids,
             sampling=sampling,
+            adapters=self.request.adapters,
             output_logprobs=self.request.output_logprobs,
             prompt_logprobs=self.request.prompt_logprobs,
             top_logprobs=self.request.top_logprobs,
@@ -164,11 +177,17 @@ class Generation:
         return plan
 
     async def _serve(self, plan: Plan, query: Query, common: LegRequest, outputs: ChoiceOutputs) -> None:
-        if plan.handshake is None or common.sampling.n == 1:
+        n = common.sampling.n
+        if n == 1:
             await self._try(0, plan, query, common, outputs)
             return
+        if plan.handshake is None and _takes(plan, common.sampling):
+            # Where it is tried again, it must be where all of them can be had at once too.
+            whole = replace(query, choices=n, serving_mode=ServingMode.AGGREGATED)
+            await self._try(0, plan, whole, common, outputs)
+            return
         pieces = []
-        for index in range(common.sampling.n):
+        for index in range(n):
             prompt_logprobs = common.prompt_logprobs and index == 0
             sampling = _choice_sampling(common.sampling, index)
             choice = replace(common, sampling=sampling, prompt_logprobs=prompt_logprobs)
@@ -224,6 +243,16 @@ class Generation:
             decode_s=end_s - first_s,
             total_s=end_s - self._accepted_s,
         )
+
+
+def _takes(plan: Plan, sampling: Sampling) -> bool:
+    """Whether the plan's one worker can be asked for all choices in one call."""
+    facts = plan.decode.worker.facts
+    if facts is None:
+        return True
+    temperature = facts.default_sampling.get("temperature") if sampling.temperature is None else sampling.temperature
+    limits = [facts.max_choices, facts.max_greedy_choices if temperature == 0 else None]
+    return all(limit is None or sampling.n <= limit for limit in limits)
 
 
 def _choice_sampling(sampling: Sampling, index: int) -> Sampling:

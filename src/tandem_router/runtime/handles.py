@@ -19,6 +19,7 @@ from tandem_router.model.failure import EngineFailure, Failure
 from tandem_router.model.pairing import LegRole
 from tandem_router.policies.contract import Candidate
 from tandem_router.ports import EngineCall
+from tandem_router.runtime.prefill_watch import is_over, loss_of
 from tandem_router.runtime.relay_environment import RelayEnvironment
 
 if TYPE_CHECKING:
@@ -26,23 +27,50 @@ if TYPE_CHECKING:
 
 __all__ = ["release_handle"]
 
+_LOOK_EVERY_S = 5.0
+"""Between two looks whether a worker that holds blocks still lives."""
+
 
 async def release_handle(env: RelayEnvironment, attempt: PairAttempt) -> None:
-    """Fetch and drop what the attempt's prefill holds; waits out the lease where no decode worker can fetch it."""
-    prefill = attempt.plan.prefill
+    """Fetch and drop what the attempt's prefill holds; waits out the lease where no decode worker can fetch it.
+
+    A prefill worker whose life has ended holds nothing any more, and where decode would wait for it, is not asked.
+    """
+    prefill, pair_id = attempt.plan.prefill, attempt.pair_id
     assert prefill is not None, "only a pair has a handle"
-    lease_ends_s = env.clock.monotonic_s() + env.settings.kv_handle_lease_s
-    held = env.open_leg(prefill.key, LegRole.PREFILL, attempt.query.prompt_tokens)
+    key, lease_s = prefill.key, _lease_s(env, attempt)
+    lease_ends_s = env.clock.monotonic_s() + lease_s
+    held = env.open_leg(key, LegRole.PREFILL, attempt.query.prompt_tokens)
     failure: Failure | None = Failure(Reason.NO_READY_WORKER, "no decode worker can fetch the blocks")
     try:
         taker = _taker(env, attempt)
-        if taker is not None:
-            failure = await _fetch(env, attempt, taker, lease_ends_s)
-        env.observer.observe(HandleReleased(attempt.pair_id, failure))
-        if failure is not None:
-            await asyncio.sleep(max(lease_ends_s - env.clock.monotonic_s(), 0))
+        if _is_out_of_reach(env, attempt):
+            failure = loss_of(env, key, since_s=0.0)
+        elif taker is not None:
+            failure = await _fetch(env, attempt, taker, min(lease_s, env.settings.transfer_grace_s))
+        env.observer.observe(HandleReleased(pair_id, failure))
+        del attempt, taker  # a lease may last minutes; a prompt must not
+        while failure is not None and not is_over(env, key):
+            left_s = lease_ends_s - env.clock.monotonic_s()
+            if left_s <= 0:
+                break
+            await asyncio.sleep(min(left_s, _LOOK_EVERY_S))
     finally:
         env.ledger.close(held)
+
+
+def _lease_s(env: RelayEnvironment, attempt: PairAttempt) -> float:
+    """How long this connector's prefill holds what nobody fetches."""
+    stated = None if attempt.plan.handshake is None else attempt.plan.handshake.handle_lease_s
+    return env.settings.kv_handle_lease_s if stated is None else stated
+
+
+def _is_out_of_reach(env: RelayEnvironment, attempt: PairAttempt) -> bool:
+    """Whether a decode that is sent to fetch would wait in vain."""
+    handshake, prefill = attempt.plan.handshake, attempt.plan.prefill
+    if handshake is None or prefill is None or not handshake.decode_outwaits_prefill:
+        return False
+    return loss_of(env, prefill.key, since_s=0.0) is not None
 
 
 def _taker(env: RelayEnvironment, attempt: PairAttempt) -> Candidate | None:
@@ -54,7 +82,7 @@ def _taker(env: RelayEnvironment, attempt: PairAttempt) -> Candidate | None:
     return env.replace_decode(attempt.plan, attempt.query)
 
 
-async def _fetch(env: RelayEnvironment, attempt: PairAttempt, taker: Candidate, lease_ends_s: float) -> Failure | None:
+async def _fetch(env: RelayEnvironment, attempt: PairAttempt, taker: Candidate, timeout_s: float) -> Failure | None:
     """Ask `taker` for one token of the handle; None when its stream ended well."""
     client = env.fleet.client(taker.key)
     if client is None:
@@ -62,7 +90,6 @@ async def _fetch(env: RelayEnvironment, attempt: PairAttempt, taker: Candidate, 
     leg_id = env.open_leg(taker.key, LegRole.DECODE, attempt.query.prompt_tokens)
     request = attempt.leg_request(LegRole.DECODE, leg_id)
     request = replace(request, sampling=prefill_sampling(request.sampling), is_streaming=False)
-    timeout_s = max(lease_ends_s - env.clock.monotonic_s(), 0.001)
     call: EngineCall | None = None
     try:
         call = client.generate(request, timeout_s=timeout_s)
@@ -74,7 +101,7 @@ async def _fetch(env: RelayEnvironment, attempt: PairAttempt, taker: Candidate, 
     except TandemError as error:
         return Failure.of(error)
     except TimeoutError:
-        return Failure(Reason.WORKER_LOST, "the fetch outlived the lease")
+        return Failure(Reason.WORKER_LOST, "the fetch was not over in time")
     finally:
         if call is not None:
             call.cancel()

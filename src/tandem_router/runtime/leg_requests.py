@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tandem_router.core.default_sampling import with_defaults
-from tandem_router.handshake.contract import Handshake
+from tandem_router.handshake.contract import Handshake, Link
 from tandem_router.model.ids import PairId
 from tandem_router.model.pairing import HandshakeKind, LegRole
 from tandem_router.model.request import LegRequest
 from tandem_router.model.stream import ServedBy
-from tandem_router.policies.contract import Candidate
+from tandem_router.policies.contract import Candidate, Plan
 
-__all__ = ["defaulted", "leg_request", "who_serves"]
+__all__ = ["defaulted", "leg_request", "link_of", "sent_rank", "who_serves"]
 
 
 def defaulted(leg: LegRequest, decode: Candidate, model: str, server: Mapping[str, float]) -> LegRequest:
@@ -25,25 +25,24 @@ def defaulted(leg: LegRequest, decode: Candidate, model: str, server: Mapping[st
     return replace(leg, sampling=with_defaults(leg.sampling, server, of_card, of_worker))
 
 
+def link_of(plan: Plan, room: int | None, transfer_id: str | None, returned: str | None) -> Link | None:
+    """What ties the legs of a plan, None where one worker does both phases. returned: what prefill's end carried."""
+    if plan.handshake is None or plan.prefill is None:
+        return None
+    return Link(plan.prefill.worker, plan.prefill.dp_rank, room, transfer_id, returned)
+
+
 def leg_request(
-    common: LegRequest,
-    role: LegRole,
-    handshake: Handshake | None,
-    prefill: Candidate | None,
-    decode: Candidate,
-    room: int | None,
-    transfer_params: str | None,
+    common: LegRequest, role: LegRole, handshake: Handshake | None, candidate: Candidate, link: Link | None
 ) -> LegRequest:
-    """One leg of an attempt, from the request's common part; `transfer_params` is what a handoff's prefill returned."""
-    if handshake is None or prefill is None:
-        return replace(common, kind=HandshakeKind.AGGREGATE, role=role, dp_rank=_rank(decode))
-    source, target = prefill.worker, decode.worker
-    common = replace(common, kind=handshake.kind, role=role)
+    """One leg of an attempt on `candidate`, from the request's common part."""
+    common = replace(common, role=role, dp_rank=sent_rank(candidate))
+    if handshake is None or link is None:
+        return replace(common, kind=HandshakeKind.AGGREGATE)
+    common = replace(common, kind=handshake.kind)
     if role is LegRole.PREFILL:
-        common = replace(common, dp_rank=_rank(prefill))
-        return handshake.prefill_leg(common, prefill=source, decode=target, room=room)
-    common = replace(common, dp_rank=_rank(decode))
-    return handshake.decode_leg(common, prefill=source, decode=target, room=room, transfer_params=transfer_params)
+        return handshake.prefill_leg(common, link)
+    return handshake.decode_leg(common, link)
 
 
 def who_serves(
@@ -63,7 +62,7 @@ def who_serves(
     )
 
 
-def _rank(candidate: Candidate) -> int | None:
+def sent_rank(candidate: Candidate) -> int | None:
     """The rank as sent: presence matters, so 0 is sent too, but not to an engine that has one rank only."""
     facts = candidate.worker.facts
     return candidate.dp_rank if facts is not None and facts.dp_size > 1 else None

@@ -13,6 +13,7 @@ from tandem_router.errors import Reason, TandemError
 from tandem_router.model.ids import JobId
 from tandem_router.model.job import Job
 from tandem_router.model.settings import RuntimeSettings
+from tandem_router.model.tokenizer_source import TokenizerSource
 from tandem_router.policies.plan import Planner
 from tandem_router.policies.scorers import LeastInFlight
 from tandem_router.ports import TextCodec
@@ -55,7 +56,11 @@ class NoCodecs:
         """None."""
         return None
 
-    async def load(self, model: str, archive: bytes) -> None:
+    def source(self, model: str) -> TokenizerSource | None:
+        """None."""
+        return None
+
+    async def load(self, model: str, archive: bytes | None, source: TokenizerSource) -> None:
         """Refuse."""
         raise TandemError(Reason.TOKENIZER_UNAVAILABLE, "scripted models have no tokenizer")
 

@@ -95,11 +95,17 @@ class Scenario:
     clients: tuple[ClientPlan, ...]
     mishaps: tuple[Mishap, ...]
 
+    @property
+    def longest_hold_s(self) -> float:
+        """How long an engine may keep what nobody fetches or frees."""
+        scripts = [machine.script for machine in self.machines]
+        return max(script.transfer_timeout_s if script.is_mooncake else script.handle_lease_s for script in scripts)
+
 
 def draw_scenario(seed: int) -> Scenario:
     """The scenario of a seed; the same on every machine."""
     rng = random.Random(f"scenario {seed}")
-    machines = _draw_machines(rng)
+    machines = _draw_machines(rng, random.Random(f"connector {seed}"))
     models = sorted({machine.script.model for machine in machines})
     clients = tuple(_draw_client(rng, number, rng.choice(models)) for number in range(rng.randint(8, 30)))
     mishaps = tuple(_draw_mishap(rng, rng.choice(machines).name) for _ in range(rng.randint(0, 7)))
@@ -107,7 +113,8 @@ def draw_scenario(seed: int) -> Scenario:
     return Scenario(seed, waits_for_workers, machines, clients, tuple(sorted(mishaps, key=lambda each: each.at_s)))
 
 
-def _draw_machines(rng: random.Random) -> tuple[MachinePlan, ...]:
+def _draw_machines(rng: random.Random, rng_of_connectors: random.Random) -> tuple[MachinePlan, ...]:
+    """rng_of_connectors: apart, so that all else of a seed is as it was before handoffs had several connectors."""
     groups = rng.choice(
         [
             [HandshakeKind.RENDEZVOUS],
@@ -124,17 +131,24 @@ def _draw_machines(rng: random.Random) -> tuple[MachinePlan, ...]:
     for kind in groups:
         model = "one" if has_one_model else kind.lower()
         speed = rng.choice([0.2, 1.0, 4.0])
+        connector = _draw_connector(rng_of_connectors, kind)
         types = [WorkerType.REGULAR] if kind is HandshakeKind.AGGREGATE else [WorkerType.PREFILL, WorkerType.DECODE]
         for worker_type in types:
             for number in range(rng.randint(1, 3)):
                 is_ranked = kind is HandshakeKind.RENDEZVOUS and worker_type is WorkerType.PREFILL
+                max_running = rng.choice([1, 4, 16])
+                dp_size = rng.choice([1, 1, 2, 3]) if is_ranked else 1
+                if connector is not None:
+                    dp_size = rng_of_connectors.choice([1, 1, 2, 3])
                 script = EngineScript(
                     kind=kind,
                     worker_type=worker_type,
                     runtime=RuntimeType.SGLANG if kind is HandshakeKind.RENDEZVOUS else RuntimeType.VLLM,
                     model=model,
-                    max_running=rng.choice([1, 4, 16]),
-                    dp_size=rng.choice([1, 1, 2, 3]) if is_ranked else 1,
+                    max_running=max_running,
+                    dp_size=dp_size,
+                    connector=connector,
+                    handle_lease_s=30.0 if connector is None else 480.0,
                     step_s=0.005 * speed,
                     page_s=0.002 * speed,
                     settle_s=rng.choice([0.001, 0.02, 0.2]),
@@ -142,6 +156,11 @@ def _draw_machines(rng: random.Random) -> tuple[MachinePlan, ...]:
                 name = f"{kind.lower()}-{worker_type.lower()}-{number}"
                 machines.append(MachinePlan(name, script, rng.choice([0.0, 0.0, 0.0, rng.uniform(0, 2)])))
     return tuple(machines)
+
+
+def _draw_connector(rng: random.Random, kind: HandshakeKind) -> str | None:
+    """Of a group of workers; None = the one that its engine is known for."""
+    return rng.choice([None, "MooncakeConnector"]) if kind is HandshakeKind.HANDOFF else None
 
 
 def _draw_client(rng: random.Random, number: int, model: str) -> ClientPlan:

@@ -7,19 +7,35 @@ the process at the same address.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import deque
 from collections.abc import Sequence
 from typing import cast
 
 from tandem_router.errors import Code, Reason
+from tandem_router.model.embedding import EmbedLeg, Vector
 from tandem_router.model.failure import EngineFailure
+from tandem_router.model.kv_events import KvBatch
+from tandem_router.model.operations import CANNOT, FlushCache, Operated, Operation
 from tandem_router.model.request import LegRequest
 from tandem_router.model.stream import EngineItem
 from tandem_router.model.worker import RankLoad, WorkerFacts
 from tandem_router.testing.scripted_wire import CancelCall, Item, OpenCall, Reply, StreamEnd, UnaryCall
 from tandem_router.testing.virtual_network import Endpoint, Refused, VirtualNetwork
 
-__all__ = ["ScriptedCall", "ScriptedClient"]
+__all__ = ["ScriptedCall", "ScriptedClient", "ScriptedKvEvents", "scripted_vector"]
+
+_PATIENCE_S = 3600.0
+"""Virtual seconds after which a call without a deadline is given up: only a fault of the simulation waits so long."""
+_DIMENSIONS = 8
+
+
+def scripted_vector(leg: EmbedLeg) -> Vector:
+    """What every scripted engine answers: values in [-1, 1) from a hash over the prompt and its adapters."""
+    adapters = ";".join(f"{adapter.name}*{adapter.scale:g}" for adapter in leg.adapters)
+    said = f"{','.join(str(token) for token in leg.token_ids)}|{adapters}"
+    digest = hashlib.blake2b(said.encode(), digest_size=_DIMENSIONS).digest()
+    return Vector(tuple(byte / 128 - 1 for byte in digest), len(leg.token_ids))
 
 
 def _unreachable(address: str) -> EngineFailure:
@@ -47,6 +63,8 @@ class ScriptedClient:
         self.violations: list[str] = []
         """What the router must not do to a client."""
         self.is_closed = False
+        self.last_sign_of_life_s: float | None = None
+        """When an item or a vector last came."""
 
     async def connect(self) -> None:
         """Connect now; raises EngineFailure(WORKER_UNREACHABLE)."""
@@ -70,6 +88,23 @@ class ScriptedClient:
             call.arm(self._network.loop, timeout_s)
         self._write(OpenCall(call.id, leg, timeout_s))
         return call
+
+    async def embed(self, leg: EmbedLeg, *, timeout_s: float | None) -> Vector:
+        """A vector that is a function of the prompt and its adapters alone."""
+        await self._ask("embed", leg.leg_id, _PATIENCE_S if timeout_s is None else timeout_s)
+        self.last_sign_of_life_s = self._network.loop.time()
+        return scripted_vector(leg)
+
+    async def operate(self, operation: Operation, *, timeout_s: float) -> Operated:
+        """Flushes its cache and can do nothing else."""
+        await self._ask("operate", type(operation).__name__, timeout_s)
+        if isinstance(operation, FlushCache):
+            return Operated("flushed")
+        raise EngineFailure(CANNOT[type(operation)], f"{self._address} is a scripted engine", code=Code.UNIMPLEMENTED)
+
+    def kv_events(self, *, resume_at: int) -> ScriptedKvEvents:
+        """A subscription that is refused: scripted engines publish nothing."""
+        return ScriptedKvEvents(self._address)
 
     async def abort(self, leg_id: str, *, timeout_s: float) -> None:
         """The Abort rpc."""
@@ -107,6 +142,7 @@ class ScriptedClient:
     def on_message(self, message: object) -> None:
         match message:
             case Item(call_id, item) if call_id in self._calls:
+                self.last_sign_of_life_s = self._network.loop.time()
                 self._calls[call_id].put(item)
             case StreamEnd(call_id, failure) if call_id in self._calls:
                 self._calls[call_id].end(failure)
@@ -185,6 +221,24 @@ async def _ended(task: asyncio.Task[None]) -> None:
         current = asyncio.current_task()
         if current is not None and current.cancelling():
             raise
+
+
+class ScriptedKvEvents:
+    """A refused subscription. ports.KvEventCall."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    async def receive(self) -> KvBatch | None:
+        """Raises EngineFailure(RUNTIME_CANNOT_PUBLISH_KV_EVENTS)."""
+        raise EngineFailure(
+            Reason.RUNTIME_CANNOT_PUBLISH_KV_EVENTS,
+            f"{self._address} is a scripted engine",
+            code=Code.UNIMPLEMENTED,
+        )
+
+    def cancel(self) -> None:
+        """Nothing runs."""
 
 
 class ScriptedCall:

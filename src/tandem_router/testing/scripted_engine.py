@@ -14,11 +14,12 @@ from typing import Any
 
 from tandem_router.errors import Code, Reason
 from tandem_router.model.failure import EngineFailure
-from tandem_router.model.pairing import BootstrapEndpoint, HandshakeKind, KvRole, TransferParams
+from tandem_router.model.pairing import BootstrapEndpoint, HandshakeKind, KvRole, LegRole, TransferParams
 from tandem_router.model.spec import RuntimeType, WorkerType
 from tandem_router.model.worker import RankLoad, WorkerFacts
 from tandem_router.ports import Rng
-from tandem_router.testing.scripted_kv import KvFetch, KvSource, Release
+from tandem_router.testing.scripted_kv import KvFetch, KvSource
+from tandem_router.testing.scripted_kv_messages import Release
 from tandem_router.testing.scripted_model import EOS, VOCABULARY
 from tandem_router.testing.scripted_request import ScriptedRequest, serve
 from tandem_router.testing.scripted_wire import (
@@ -54,7 +55,7 @@ class ScriptedEngine:
         faults: shared with the machine, so that they outlive the process.
         address: host:port of the engine's gRPC server.
         bootstrap: where decodes knock or pull; listened on by PREFILL workers.
-        instance: names this life of the process in its facts.
+        instance: names this life of the process in its facts; its engine id too.
         """
         self.network = network
         self.script = script
@@ -71,7 +72,10 @@ class ScriptedEngine:
         self._rng = rng
         self._slots = asyncio.Semaphore(script.max_running)
         self._chores: dict[asyncio.Task[None], None] = {}
-        self.source = KvSource(network.loop, script, faults, self.ledger, self.pause, self.endpoints)
+        self.met: dict[str, None] = {}
+        """Engine ids of prefill workers that have written into our memory; a Mooncake decode keeps their addresses."""
+        engine_ids = frozenset(self.engine_id(rank) for rank in range(script.dp_size))
+        self.source = KvSource(network.loop, script, faults, self.ledger, self.pause, self.endpoints, engine_ids)
         network.listen(address, self)
         if script.worker_type is WorkerType.PREFILL:
             network.listen(f"{bootstrap.host}:{bootstrap.port}", self.source)
@@ -147,7 +151,7 @@ class ScriptedEngine:
             )
             return None
         request = ScriptedRequest(call, endpoint, self.ledger)
-        if isinstance(call.leg.handoff, TransferParams):
+        if isinstance(call.leg.handoff, TransferParams) and call.leg.role is LegRole.DECODE:
             # Before the first step: a handle that is cancelled at once is given back, not used.
             request.resources.callback(self._give_back, request, json.loads(call.leg.handoff.json))
         request.task = self.network.loop.create_task(serve(self, request), name=f"{self.instance} {call.leg.leg_id}")
@@ -178,9 +182,24 @@ class ScriptedEngine:
         needs_room = self.script.kind is HandshakeKind.RENDEZVOUS and self.script.worker_type is not WorkerType.REGULAR
         if needs_room and (leg.kind is not HandshakeKind.RENDEZVOUS or leg.handoff is None):
             return f"leg {leg.leg_id} has no room on a {self.script.worker_type} worker"
-        if isinstance(leg.handoff, TransferParams) and "remote_block_ids" not in json.loads(leg.handoff.json):
-            return f"leg {leg.leg_id} is to fetch blocks that its parameters do not name"
+        if isinstance(leg.handoff, TransferParams):
+            params = json.loads(leg.handoff.json)
+            names_blocks = "transfer_id" in params if self.script.is_mooncake else "remote_block_ids" in params
+            if not names_blocks:
+                return f"leg {leg.leg_id} is to fetch blocks that its parameters do not name"
         return None
+
+    def engine_id(self, rank: int | None) -> str:
+        """What decodes call a rank of this process; with one rank, and in GetServerInfo, the process itself."""
+        return self.instance if rank is None or self.script.dp_size == 1 else f"{self.instance}_dp{rank}"
+
+    def strand(self, pages: int, until_s: float) -> None:
+        """Keep memory of a cancelled request, which its prefill might still write to, until the transfer times out."""
+        self.ledger.held_pages += pages
+        self.network.loop.call_at(until_s, self._unstrand, pages)
+
+    def _unstrand(self, pages: int) -> None:
+        self.ledger.held_pages -= pages
 
     def claim_room(self, request: ScriptedRequest, room: int) -> None:
         """A decode request enters a room; the table is keyed by room alone, as SGLang's is."""
@@ -197,7 +216,10 @@ class ScriptedEngine:
     def _give_back(self, request: ScriptedRequest, params: dict[str, Any]) -> None:
         if self.is_dead or request.has_released_handle:
             return
-        address, handle = f"{params['remote_host']}:{params['remote_port']}", params["remote_request_id"]
+        if "transfer_id" in params:
+            address, handle = params["remote_bootstrap_addr"].removeprefix("http://"), params["transfer_id"]
+        else:
+            address, handle = f"{params['remote_host']}:{params['remote_port']}", params["remote_request_id"]
         self.do(self.network.loop.create_task(self._release(address, handle), name=f"{self.instance} release"))
 
     async def _release(self, address: str, handle: str) -> None:
@@ -285,7 +307,7 @@ class ScriptedEngine:
             max_running_requests=script.max_running,
             dp_size=script.dp_size,
             handshake=script.kind if is_pairable else None,
-            kv_connector=("mooncake" if script.is_sglang else "NixlConnector") if is_pairable else None,
+            kv_connector=(script.connector or _connector(script)) if is_pairable else None,
             kv_role=role if is_pairable and not script.is_sglang else None,
             kv_engine_id=self.instance if is_pairable else None,
             bootstrap=self.bootstrap if is_meeting else None,
@@ -300,6 +322,10 @@ class ScriptedEngine:
 
     def __repr__(self) -> str:
         return f"<ScriptedEngine {self.instance} {self.ledger.held() or 'idle'}>"
+
+
+def _connector(script: EngineScript) -> str:
+    return "mooncake" if script.is_sglang else "NixlConnector"
 
 
 class _RouterConnection:

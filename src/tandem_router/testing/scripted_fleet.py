@@ -6,6 +6,7 @@ import asyncio
 from urllib.parse import urlsplit
 
 from tandem_router.errors import Code, Reason
+from tandem_router.model.detection import OnAsked
 from tandem_router.model.failure import EngineFailure
 from tandem_router.model.pairing import BootstrapEndpoint
 from tandem_router.model.spec import WorkerSpec, WorkerType
@@ -129,7 +130,14 @@ class ScriptedFleet:
 
     # --- ports.EngineDialer
 
-    async def dial(self, spec: WorkerSpec, credentials: Credentials | None, *, timeout_s: float) -> EngineClient:
+    async def dial(
+        self,
+        spec: WorkerSpec,
+        credentials: Credentials | None,
+        *,
+        timeout_s: float,
+        on_asked: OnAsked | None = None,
+    ) -> EngineClient:
         """Connect; raises EngineFailure(WORKER_UNREACHABLE)."""
         parts = urlsplit(spec.url)
         client = ScriptedClient(self.network, f"{parts.hostname}:{parts.port}")

@@ -3,6 +3,7 @@
 A room belongs to a rendezvous: decode knocks, prefill then writes into decode's memory. Memory that has been freed
 while a page was on its way is a recorded violation at the target: that is what corrupts neighbours in real engines.
 A handle belongs to a handoff: decode pulls once and then gives it back; a handle nobody pulls goes with its lease.
+A transfer is a handle that the router named (Mooncake): decode asks for it, prefill writes it and then frees it itself.
 """
 
 from __future__ import annotations
@@ -12,70 +13,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from tandem_router.testing.scripted_kv_messages import Fetch, Fetched, Knock, KvFailed, Page, PagesDone, Pull, Release
 from tandem_router.testing.scripted_wire import EngineLedger, EngineScript, Faults
 from tandem_router.testing.virtual_network import Endpoint, Receiver
 
-__all__ = [
-    "Fetched",
-    "Handle",
-    "Knock",
-    "KvFailed",
-    "KvFetch",
-    "KvSource",
-    "Page",
-    "PagesDone",
-    "Pull",
-    "Release",
-    "Room",
-]
+__all__ = ["Handle", "KvFetch", "KvSource", "Room"]
 
 Pause = Callable[[float], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Knock:
-    """Decode to prefill: my memory is ready, write into it."""
-
-    room: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pull:
-    """Decode to prefill: send me the pages of that handle."""
-
-    handle: str
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Decode to prefill: free that handle."""
-
-    handle: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """Decode to prefill: all pages are here."""
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Prefill to decode: the content of one page."""
-
-    index: int
-    content: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class PagesDone:
-    """Prefill to decode: that was the last page."""
-
-
-@dataclass(frozen=True, slots=True)
-class KvFailed:
-    """Prefill to decode: there will be no more."""
-
-    why: str
 
 
 @dataclass(slots=True)
@@ -96,6 +40,8 @@ class Handle:
 
     pages: list[bytes]
     lease: asyncio.TimerHandle
+    engine_id: str = ""
+    """Of the rank that holds a transfer."""
     puller: asyncio.Task[None] | None = None
 
 
@@ -110,7 +56,13 @@ class KvSource:
         ledger: EngineLedger,
         pause: Pause,
         endpoints: dict[Endpoint, None],
+        engine_ids: frozenset[str],
     ) -> None:
+        """Args:
+        engine_ids: of the process's ranks, as decodes ask for them.
+        """
+        self._engine_ids = engine_ids
+        self._waiting: dict[str, Endpoint] = {}
         self._loop = loop
         self._script = script
         self._faults = faults
@@ -178,6 +130,9 @@ class KvSource:
         for number, early in list(self._early.items()):
             if early is endpoint:
                 del self._early[number]
+        for transfer_id, waiting in list(self._waiting.items()):
+            if waiting is endpoint:
+                del self._waiting[transfer_id]
         for room in self._rooms.values():
             if room.endpoint is endpoint:
                 room.ended.set()
@@ -202,11 +157,14 @@ class KvSource:
         """Keep the pages under a new handle until released or until the lease is over. They count in held_pages."""
         self._handles_made += 1
         name = f"kv-{self._handles_made}"
+        self._keep(name, pages, "")
+        return name
+
+    def _keep(self, name: str, pages: list[bytes], engine_id: str) -> None:
         lease = self._loop.call_later(self._script.handle_lease_s, self._expire, name)
-        self._handles[name] = Handle(pages, lease)
+        self._handles[name] = Handle(pages, lease, engine_id)
         self._ledger.handles += 1
         self._ledger.held_pages += len(pages)
-        return name
 
     def pull(self, name: str, endpoint: Endpoint) -> None:
         """Send the pages of a handle; the second time is refused and recorded."""
@@ -217,6 +175,39 @@ class KvSource:
             endpoint.send(KvFailed(f"no such blocks: {name}"))
             return
         handle.puller = self._loop.create_task(self._serve_pull(handle, endpoint), name=f"pull {name}")
+
+    def offer(self, transfer_id: str, pages: list[bytes], engine_id: str) -> None:
+        """Keep the pages of a transfer that the router has named, until they are written or the lease is over."""
+        if transfer_id in self._handles or transfer_id in self._gone:
+            self._ledger.violations.append(f"transfer {transfer_id} is named twice")
+            return
+        self._keep(transfer_id, pages, engine_id)
+        waiting = self._waiting.pop(transfer_id, None)
+        if waiting is not None:
+            self.fetch(Fetch(transfer_id, engine_id), waiting)
+
+    def fetch(self, asked: Fetch, endpoint: Endpoint) -> None:
+        """Write a transfer's pages. One that is not there is waited for without a word, as Mooncake does."""
+        name = asked.transfer_id
+        handle = self._handles.get(name)
+        if asked.engine_id not in self._engine_ids:
+            endpoint.send(KvFailed(f"engine id {asked.engine_id} was not found"))
+        elif handle is None:
+            if self._gone.get(name) == "released":
+                self._ledger.violations.append(f"transfer {name} is fetched twice")
+            self._waiting[name] = endpoint
+        elif handle.puller is not None or handle.engine_id != asked.engine_id:
+            self._ledger.violations.append(f"transfer {name} of {handle.engine_id} is asked of {asked.engine_id} again")
+        else:
+            handle.puller = self._loop.create_task(self._write(name, handle, endpoint), name=f"write {name}")
+
+    async def _write(self, name: str, handle: Handle, endpoint: Endpoint) -> None:
+        is_whole = await self.send_pages(endpoint, handle.pages)
+        if not is_whole and not endpoint.is_closed:
+            endpoint.send(KvFailed("the transfer broke off"))  # the pages stay until the lease is over
+            return
+        handle.puller = None  # it is us
+        self._drop(name, "released")
 
     async def _serve_pull(self, handle: Handle, endpoint: Endpoint) -> None:
         if not await self.send_pages(endpoint, handle.pages):
@@ -264,6 +255,8 @@ class _SourcePeer:
                 self._source.pull(handle, self._endpoint)
             case Release(handle):
                 self._source.release(handle)
+            case Fetch():
+                self._source.fetch(message, self._endpoint)
 
     def on_closed(self) -> None:
         self._source.left(self._endpoint)

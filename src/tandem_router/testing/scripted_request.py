@@ -8,15 +8,16 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tandem_router.errors import Code, Reason
+from tandem_router.errors import Reason
 from tandem_router.model.failure import EngineFailure
 from tandem_router.model.pairing import HandshakeKind, LegRole, Rendezvous, TransferParams
 from tandem_router.model.spec import WorkerType
 from tandem_router.model.stream import EngineChunk, EngineEnd, EngineItem, FinishReason
-from tandem_router.testing.scripted_kv import Fetched, Knock, KvFailed, KvFetch, Page, PagesDone, Pull, Release
-from tandem_router.testing.scripted_model import MISSING_PAGE, PAGE_TOKENS, answer, pages_of
+from tandem_router.testing.scripted_fetch import failed, fetch_transfer, pull, receive_in_room
+from tandem_router.testing.scripted_kv import KvFetch
+from tandem_router.testing.scripted_model import PAGE_TOKENS, answer, pages_of
 from tandem_router.testing.scripted_wire import EngineLedger, Item, OpenCall, StreamEnd
-from tandem_router.testing.virtual_network import Endpoint, Receiver, Refused
+from tandem_router.testing.virtual_network import Endpoint
 
 if TYPE_CHECKING:
     from tandem_router.testing.scripted_engine import ScriptedEngine
@@ -102,21 +103,17 @@ async def _serve(engine: ScriptedEngine, request: ScriptedRequest) -> None:
     elif leg.kind is HandshakeKind.HANDOFF and leg.role is LegRole.PREFILL:
         await _prefill_for_handle(engine, request)
     elif isinstance(leg.handoff, Rendezvous):
-        await _receive_in_room(engine, request, leg.handoff)
+        await receive_in_room(engine, request, leg.handoff)
         await _generate(engine, request)
     elif isinstance(leg.handoff, TransferParams):
-        await _pull(engine, request, leg.handoff)
+        params = json.loads(leg.handoff.json)
+        await (fetch_transfer if "transfer_id" in params else pull)(engine, request, params)
         await _generate(engine, request)
     else:
         if engine.script.worker_type is WorkerType.DECODE:
             engine.ledger.recomputed_pages += len(leg.token_ids) // PAGE_TOKENS
         request.hold(pages_of(leg.token_ids))
         await _generate(engine, request, prefill_tokens=len(leg.token_ids))
-
-
-def _failed(engine: ScriptedEngine, reason: Reason, sentence: str) -> EngineFailure:
-    code = Code.OK if engine.faults.is_error_under_ok or not engine.script.is_sglang else Code.INTERNAL
-    return EngineFailure(reason, sentence, code=code)
 
 
 # --- prefill
@@ -133,16 +130,16 @@ async def _prefill_in_room(engine: ScriptedEngine, request: ScriptedRequest) -> 
         async with asyncio.timeout(engine.script.bootstrap_timeout_s):
             await room.knocked.wait()
     except TimeoutError:
-        raise _failed(engine, Reason.KV_TRANSFER_FAILED, "nobody came to the room") from None
+        raise failed(engine, Reason.KV_TRANSFER_FAILED, "nobody came to the room") from None
     async with engine.slot():
         request.hold(pages_of(leg.token_ids))
         await engine.pause(engine.script.prefill_token_s * len(leg.token_ids))
     assert room.endpoint is not None
     if not await engine.source.send_pages(room.endpoint, request.pages):
-        raise _failed(engine, Reason.KV_TRANSFER_FAILED, "the transfer to the decode worker broke off")
+        raise failed(engine, Reason.KV_TRANSFER_FAILED, "the transfer to the decode worker broke off")
     await room.ended.wait()
     if not room.is_fetched:
-        raise _failed(engine, Reason.KV_TRANSFER_FAILED, "the decode worker left before it had all pages")
+        raise failed(engine, Reason.KV_TRANSFER_FAILED, "the decode worker left before it had all pages")
     await engine.pause(engine.script.settle_s)
     first = answer(leg.token_ids, request.pages, leg.sampling, 0).token_ids[:1]
     request.emit(EngineEnd(0, FinishReason.LENGTH, first, len(leg.token_ids), len(first)))
@@ -154,6 +151,13 @@ async def _prefill_for_handle(engine: ScriptedEngine, request: ScriptedRequest) 
         request.hold(pages_of(leg.token_ids))
         await engine.pause(engine.script.prefill_token_s * len(leg.token_ids))
     first = answer(leg.token_ids, request.pages, leg.sampling, 0).token_ids[:1]
+    if isinstance(leg.handoff, TransferParams):
+        # Mooncake: the router named the transfer, so there is nothing to tell it.
+        engine.source.offer(
+            json.loads(leg.handoff.json)["transfer_id"], list(request.pages), engine.engine_id(leg.dp_rank)
+        )
+        request.emit(EngineEnd(0, FinishReason.LENGTH, first, len(leg.token_ids), len(first)))
+        return
     handle = engine.source.hold(list(request.pages))
     params = {
         "do_remote_prefill": True,
@@ -168,87 +172,6 @@ async def _prefill_for_handle(engine: ScriptedEngine, request: ScriptedRequest) 
     request.emit(end)
 
 
-# --- decode
-
-
-async def _connect(engine: ScriptedEngine, request: ScriptedRequest, address: str, receiver: Receiver) -> Endpoint:
-    endpoint = await engine.network.connect(address, receiver)
-    engine.endpoints[endpoint] = None
-
-    def disconnect() -> None:
-        endpoint.close(keep_hearing=True)
-        engine.endpoints.pop(endpoint, None)
-
-    request.resources.callback(disconnect)
-    return endpoint
-
-
-async def _receive_in_room(engine: ScriptedEngine, request: ScriptedRequest, meeting: Rendezvous) -> None:
-    """Knock, and let prefill write. A prefill that never comes keeps this waiting until the bootstrap timeout."""
-    engine.claim_room(request, meeting.room)
-    request.fetch = KvFetch(request.leg_id, engine.ledger)
-    request.hold([MISSING_PAGE] * (len(request.leg.token_ids) // PAGE_TOKENS))
-    try:
-        async with asyncio.timeout(engine.script.bootstrap_timeout_s):
-            endpoint = await _knock(engine, request, request.fetch, meeting)
-            first = await request.fetch.next()
-    except TimeoutError:
-        raise _failed(engine, Reason.KV_TRANSFER_FAILED, "no prefill came to the room") from None
-    request.is_receiving_pages = isinstance(first, Page)
-    await _write_pages(engine, request, request.fetch, first)
-    request.is_receiving_pages = False
-    endpoint.send(Fetched())
-
-
-async def _knock(engine: ScriptedEngine, request: ScriptedRequest, fetch: KvFetch, meeting: Rendezvous) -> Endpoint:
-    while True:
-        try:
-            endpoint = await _connect(engine, request, f"{meeting.host}:{meeting.port}", fetch)
-        except Refused:
-            await asyncio.sleep(1.0)
-            continue
-        endpoint.send(Knock(meeting.room))
-        return endpoint
-
-
-async def _pull(engine: ScriptedEngine, request: ScriptedRequest, handed: TransferParams) -> None:
-    params = json.loads(handed.json)
-    handle, address = params["remote_request_id"], f"{params['remote_host']}:{params['remote_port']}"
-    request.fetch = KvFetch(request.leg_id, engine.ledger)
-    request.hold([MISSING_PAGE] * (len(request.leg.token_ids) // PAGE_TOKENS))
-    try:
-        endpoint = await _connect(engine, request, address, request.fetch)
-    except Refused:
-        await asyncio.sleep(engine.script.unreachable_prefill_s)
-        raise _failed(engine, Reason.ENGINE_ERROR, "the prefill worker cannot be reached") from None
-    endpoint.send(Pull(handle))
-    await _write_pages(engine, request, request.fetch, await request.fetch.next())
-    if request.leg.sampling.n > 1:
-        # vLLM makes one child per choice, and each child fetches with the same parameters.
-        endpoint.send(Pull(handle))
-    endpoint.send(Release(handle))
-    request.has_released_handle = True
-
-
-async def _write_pages(engine: ScriptedEngine, request: ScriptedRequest, fetch: KvFetch, first: object) -> None:
-    message = first
-    while True:
-        match message:
-            case Page(index, content):
-                request.pages[index] = content
-                engine.ledger.pages_received += 1
-            case PagesDone():
-                return
-            case KvFailed(why):
-                request.is_receiving_pages = False
-                raise _failed(engine, Reason.KV_TRANSFER_FAILED, why)
-            case None:
-                request.is_receiving_pages = False
-                await asyncio.sleep(engine.script.peer_loss_s)
-                raise _failed(engine, Reason.KV_TRANSFER_FAILED, "the prefill worker is gone")
-        message = await fetch.next()
-
-
 async def _generate(engine: ScriptedEngine, request: ScriptedRequest, *, prefill_tokens: int = 0) -> None:
     leg = request.leg
     async with engine.slot():
@@ -258,7 +181,7 @@ async def _generate(engine: ScriptedEngine, request: ScriptedRequest, *, prefill
         cached = 0 if prefill_tokens else len(request.pages) * PAGE_TOKENS
         for position in range(max(len(each.token_ids) for each in answers)):
             if limit is not None and position >= limit:
-                raise _failed(engine, Reason.ENGINE_ERROR, f"failed after {position} tokens")
+                raise failed(engine, Reason.ENGINE_ERROR, f"failed after {position} tokens")
             await engine.pause(engine.script.step_s)
             for choice, each in enumerate(answers):
                 if position >= len(each.token_ids):

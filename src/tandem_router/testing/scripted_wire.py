@@ -104,6 +104,8 @@ class EngineScript:
     worker_type: WorkerType = WorkerType.REGULAR
     runtime: RuntimeType | None = None
     """Whose habits it has on the wire; None = SGLang's for RENDEZVOUS, vLLM's otherwise."""
+    connector: str | None = None
+    """KV connector that it names; None = "mooncake" for SGLang, "NixlConnector" otherwise."""
     model: str = "scripted"
     max_running: int = 16
     """Requests that compute at once; more wait."""
@@ -124,7 +126,14 @@ class EngineScript:
     unreachable_prefill_s: float = 5.0
     """Until a handoff's decode gives up on a prefill that does not answer (measured on vLLM 0.32 with NIXL)."""
     handle_lease_s: float = 30.0
-    """How long blocks are held for a decode that does not come (vLLM's NIXL default)."""
+    """How long blocks are held for a decode that does not come (vLLM's NIXL default; Mooncake: 480)."""
+    transfer_timeout_s: float = 540.0
+    """How long a Mooncake decode waits for its transfer, and keeps its blocks although it was cancelled."""
+
+    @property
+    def is_mooncake(self) -> bool:
+        """Whether it has the habits of vLLM's MooncakeConnector: the router names the transfer, nothing is returned."""
+        return self.kind is HandshakeKind.HANDOFF and self.connector == "MooncakeConnector"
 
     @property
     def is_sglang(self) -> bool:

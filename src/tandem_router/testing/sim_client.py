@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from tandem_router.errors import TandemError
 from tandem_router.model.request import RequestContext
 from tandem_router.model.stream import Finished, OutputChunk, QueueStatus
-from tandem_router.runtime.relay import Relay, RelayCall
+from tandem_router.runtime.relay import Relay
+from tandem_router.runtime.relay_call import RelayCall
 from tandem_router.testing.scenario import ClientPlan, Stop
 
 __all__ = ["ClientRecord", "SimSink", "run_client"]

@@ -80,7 +80,7 @@ async def _run(
             problems += check_no_failure(records)
         mishaps.heal()
         # Grace of lingering legs, lease of handles nobody pulled: what is left after the longer of them stays.
-        await asyncio.sleep(max(settings.transfer_grace_s, settings.kv_handle_lease_s) + 6.0)
+        await asyncio.sleep(max(settings.transfer_grace_s, settings.kv_handle_lease_s, scenario.longest_hold_s) + 6.0)
         problems += check_idle(runtime)
         problems += await check_recovered(runtime, scenario)
         problems += await check_deleted(runtime)
