@@ -6,12 +6,10 @@ that its plan names; requests that are part of a running step are ended when it 
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import secrets
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from tandem_engine.handle import RequestHandle
 from tandem_engine.intake import check, make_live
@@ -19,12 +17,13 @@ from tandem_engine.kv_cache import PagesError
 from tandem_engine.kv_events import KvEvent, KvEventKind, KvEventLog
 from tandem_engine.lifecycle import RequestState
 from tandem_engine.live import LiveRequest
+from tandem_engine.loop import StepLoop
 from tandem_engine.model import Model
 from tandem_engine.ports import FaultPort, NoFaults
+from tandem_engine.profiling import StepProfiler
 from tandem_engine.requests import EngineError, EngineErrorReason, EngineRequest, HeldPages, Ledger, RankLoad
 from tandem_engine.scheduler import RankScheduler
 from tandem_engine.settings import EngineSettings
-from tandem_engine.step import StepPlan, StepResult, run_step
 
 __all__ = ["Engine", "EngineSettings", "KvEvent", "KvEventKind", "KvEventLog", "RequestHandle"]
 
@@ -55,12 +54,7 @@ class Engine:
         )
         self._live: dict[str, tuple[RankScheduler, LiveRequest]] = {}
         self._deferred: list[tuple[LiveRequest, str]] = []
-        self._wake = asyncio.Event()
-        self._fault: asyncio.Future[None] | None = None
-        self._in_step = False
-        self._started = False
-        self._stopping = False
-        self._failure: BaseException | None = None
+        self._loop = StepLoop(model, self._ranks, self._faults, clock=clock, tidy=self._tidy)
 
     # ---- running ----------------------------------------------------------------------------------------------------
 
@@ -76,54 +70,31 @@ class Engine:
 
     @property
     def is_running(self) -> bool:
-        return self._started and not self._stopping
+        return self._loop.is_running
 
     @property
     def failure(self) -> BaseException | None:
         """What ended the step loop, if it did not end by `stop`."""
-        return self._failure
+        return self._loop.failure
+
+    @property
+    def profiler(self) -> StepProfiler:
+        """Times the steps when told to."""
+        return self._loop.profiler
 
     async def run(self) -> None:
         """Step until `stop`, then return. Raises what killed the loop; requests then end with "error". Once only."""
-        if self._started:
-            raise EngineError(EngineErrorReason.WRONG_STATE, "an engine runs once")
-        self._started = True
-        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tandem-engine-step")
-        finish, reason = "abort", "the engine has stopped"
-        try:
-            for step in itertools.count():
-                await self._until_work()
-                if not self._stopping:
-                    await self._held_back(step)
-                if self._stopping:
-                    return
-                await self._one_step(executor)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            self._failure = error
-            finish, reason = "error", f"the engine has failed: {error}"
-            raise
-        finally:
-            self._stopping = True
-            # A cancelled run leaves a step in the thread; its pages must not change hands under it.
-            executor.shutdown(wait=True)
-            self._in_step = False
-            for rank in self._ranks:
-                rank.end_all(finish, reason)
+        await self._loop.run()
 
     def stop(self) -> None:
         """Let `run` return after the current step; what lives ends with "abort". Idempotent."""
-        self._stopping = True
-        self._wake.set()
-        if self._fault is not None:
-            self._fault.cancel()
+        self._loop.stop()
 
     # ---- requests ---------------------------------------------------------------------------------------------------
 
     def submit(self, request: EngineRequest) -> RequestHandle:
         """Queue a request. EngineError: INVALID (fix it), ALREADY_EXISTS (a live one has this id), STOPPED."""
-        if self._stopping:
+        if self._loop.is_stopping:
             raise EngineError(EngineErrorReason.STOPPED, "the engine has stopped")
         if request.request_id in self._live:
             raise EngineError(EngineErrorReason.ALREADY_EXISTS, f"request_id {request.request_id!r} is live")
@@ -134,7 +105,7 @@ class Engine:
         handle.bind(live)
         self._live[request.request_id] = (rank, live)
         rank.add(live)
-        self._wake.set()
+        self._loop.wake()
         return handle
 
     def abort(self, request_id: str, reason: str = "abort") -> bool:
@@ -145,7 +116,7 @@ class Engine:
     def release(self, held: HeldPages) -> bool:
         """Give a prefill's pages back; False when they were released, or the lease ended, before."""
         released = self._ranks[held.rank].release(held.hold_id)
-        self._wake.set()  # somebody may be waiting for these pages
+        self._loop.wake()  # somebody may be waiting for these pages
         return released
 
     # ---- pages ------------------------------------------------------------------------------------------------------
@@ -190,6 +161,12 @@ class Engine:
         """That rank's stored, removed and cleared blocks."""
         return self._ranks[rank].cache.events
 
+    @property
+    def is_idle(self) -> bool:
+        """True when nobody refers to any page: no request, no prefill's pages held for a decode engine."""
+        self._expire()
+        return not self._live and all(rank.cache.referenced_pages == 0 for rank in self._ranks)
+
     def clear_cache(self) -> int:
         """Forget every cached block of every rank; returns the pages freed."""
         return sum(rank.cache.clear() for rank in self._ranks)
@@ -201,24 +178,24 @@ class Engine:
         if found is None or found[1] is not live:
             return False
         rank, _ = found
-        if self._in_step and live.state in (RequestState.COMPUTING, RequestState.RUNNING):
+        if self._loop.in_step and live.state in (RequestState.COMPUTING, RequestState.RUNNING):
             self._deferred.append((live, reason))
         else:
             rank.abort(live, reason, free_at_once=self._corrupts)
-        self._wake.set()
+        self._loop.wake()
         return True
 
     def kv_arrived(self, live: LiveRequest, n_pages: int) -> None:
         self._rank_of(live).kv_arrived(live, n_pages)
-        self._wake.set()
+        self._loop.wake()
 
     def kv_failed(self, live: LiveRequest, reason: str) -> None:
         self._rank_of(live).kv_failed(live, reason)
-        self._wake.set()
+        self._loop.wake()
 
     def transfer_stopped(self, live: LiveRequest) -> None:
         self._rank_of(live).transfer_stopped(live)
-        self._wake.set()
+        self._loop.wake()
 
     def forget_handle(self, request_id: str) -> None:
         self._live.pop(request_id, None)
@@ -249,54 +226,11 @@ class Engine:
         for rank in self._ranks:
             rank.expire(now_s)
 
-    async def _until_work(self) -> None:
-        """Between steps: leases, aborts, admission; returns when there is something to compute, or at `stop`."""
-        while not self._stopping:
-            self._wake.clear()
-            self._expire()
-            deferred, self._deferred = self._deferred, []
-            for live, reason in deferred:
-                self.abort_live(live, reason)
-            for rank in self._ranks:
-                rank.admit()
-            if any(rank.has_work for rank in self._ranks):
-                return
-            deadlines = [at for rank in self._ranks if (at := rank.next_deadline_s()) is not None]
-            timeout = max(min(deadlines) - self._clock(), 0.0) if deadlines else None
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
-
-    async def _held_back(self, step: int) -> None:
-        """Let a fault delay this step, or hang it until `stop`."""
-        if type(self._faults) is NoFaults:
-            return  # a healthy engine pays no task per step
-        self._fault = asyncio.ensure_future(self._faults.before_step(step))
-        try:
-            await self._fault
-        except asyncio.CancelledError:
-            if not self._stopping:
-                raise
-        finally:
-            self._fault = None
-
-    async def _one_step(self, executor: ThreadPoolExecutor) -> None:
-        # Requests may have been aborted while a fault held the step back, so plans are made only now.
-        plans = [(rank, plan) for rank in self._ranks if (plan := rank.plan()) is not None]
-        if not plans:
-            return
-        self._in_step = True
-        loop = asyncio.get_running_loop()
-        results = await loop.run_in_executor(executor, self._compute, plans)
-        self._in_step = False
-        now_s = self._clock()
-        for (rank, plan), result in zip(plans, results, strict=True):
-            rank.apply(plan, result, now_s)
-
-    def _compute(self, plans: list[tuple[RankScheduler, StepPlan]]) -> list[StepResult]:
-        return [run_step(self.model, plan, rank.cache.data) for rank, plan in plans]
+    def _tidy(self) -> None:
+        self._expire()
+        deferred, self._deferred = self._deferred, []
+        for live, reason in deferred:
+            self.abort_live(live, reason)
 
     def _choose_rank(self, request: EngineRequest) -> RankScheduler:
         if request.dp_rank is not None:

@@ -22,7 +22,10 @@ def check(request: EngineRequest, model: Model, settings: EngineSettings) -> Non
         min(request.token_ids) >= 0 and max(request.token_ids) < vocab,
         f"token_ids must be in [0, {vocab})",
     )
-    _require(length < context, f"token_ids has {length} tokens; at most {context - 1} leave room for output")
+    if request.phase is Phase.EMBED:
+        _require(length <= context, f"token_ids has {length} tokens; at most {context} fit the context")
+    else:
+        _require(length < context, f"token_ids has {length} tokens; at most {context - 1} leave room for output")
     problem = params.problem(vocab)
     _require(problem is None, problem or "")
     _require(not params.stop or model.tokenizer is not None, "stop: this model has no tokenizer")
@@ -46,8 +49,8 @@ def make_live(
     params = request.sampling
     room_left = settings.context(model.config.max_position) - len(request.token_ids)
     max_tokens = room_left if params.max_tokens is None else min(params.max_tokens, room_left)
-    if request.phase is Phase.PREFILL:
-        max_tokens = 1
+    if request.phase in (Phase.PREFILL, Phase.EMBED):
+        max_tokens = 1 if request.phase is Phase.PREFILL else 0
     live = LiveRequest(
         request,
         sink,

@@ -71,7 +71,7 @@ class LiveRequest:
         self.page_size = page_size
         self.state = RequestState.WAITING
         self.choices = tuple(Choice(index, watch) for index, watch in enumerate(stop_watches))
-        self.root = root_hash(request.adapter, request.cache_salt)
+        self.root = root_hash(request.adapter.cache_key if request.adapter else None, request.cache_salt)
         self.chain = chain(self.root, request.token_ids, page_size)
         self.shared_pages: tuple[int, ...] = ()  # one per full prompt block, shared by the choices
         self.computed = 0
@@ -81,6 +81,7 @@ class LiveRequest:
         self.published = 0
         self.input_logprobs: list[float | None] = [None]
         self.hold: HeldPages | None = None
+        self.embedding: tuple[float, ...] = ()
 
     @property
     def prompt_tokens(self) -> int:
@@ -161,5 +162,6 @@ class LiveRequest:
                 cached_tokens=self.cached_tokens,
                 input_logprobs=tuple(self.input_logprobs) if unsent else (),
                 error=error,
+                embedding=self.embedding if finish == "length" else (),
             )
         )

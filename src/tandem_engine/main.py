@@ -10,13 +10,18 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tandem_engine.config import ModelFolderError
+from tandem_engine.credentials import TlsFiles
 from tandem_engine.faults import FaultError, parse_duration, parse_faults
-from tandem_engine.options import EngineOptions, Mode, Protocol
+from tandem_engine.options import EngineOptions, Mode, Protocol, Task
 from tandem_engine.server import serve
 
 __all__ = ["main", "parse_options", "run_engine"]
+
+API_KEY_VARIABLE = "TANDEM_ENGINE_API_KEY"
+"""Where the API key comes from without --api-key-file."""
 
 PARENT_POLL_S = 0.5
 """How often a parent is looked for where the system cannot tell of its end."""
@@ -59,6 +64,16 @@ def parse_options(arguments: Sequence[str] | None = None) -> EngineOptions:
     add("--max-model-len", type=int)
     add("--grace", default="10s", help="how long running requests may go on after SIGTERM")
     add("--parent-pid", type=int, help="end when this process does")
+    add("--task", choices=[item.value for item in Task], default=plain.task.value,
+        help="what is served: tokens, embeddings (last token, length 1), or both, which real engines cannot; "
+        "embeddings only with --mode aggregated")  # fmt: skip
+    add("--max-adapters", type=int, default=plain.max_adapters, help="LoRA adapters held at once; 0: none are served")
+    add("--no-kv-events", action="store_true", help="do not publish KV events")
+    add("--profile-dir", help="where profiles are written when StartProfile does not say")
+    add("--tls-certificate", type=Path, help="PEM; serves TLS instead of plain text, with --tls-key")
+    add("--tls-key", type=Path, help="PEM")
+    add("--tls-client-ca", type=Path, help="PEM; clients must show a certificate of this authority (mTLS)")
+    add("--api-key-file", type=Path, help=f"calls must carry the key in this file; default: ${API_KEY_VARIABLE}")
     add("--fault", action="append", default=[], metavar="NAME[=VALUE]", help="like step_latency=20ms; repeatable")
     flags = parser.parse_args(arguments)
     return EngineOptions(
@@ -80,7 +95,31 @@ def parse_options(arguments: Sequence[str] | None = None) -> EngineOptions:
         grace_s=parse_duration(flags.grace),
         parent_pid=flags.parent_pid,
         faults=parse_faults(flags.fault),
+        task=Task(flags.task),
+        max_adapters=flags.max_adapters,
+        kv_events=not flags.no_kv_events,
+        profile_dir=flags.profile_dir,
+        tls=_tls(flags.tls_certificate, flags.tls_key, flags.tls_client_ca),
+        api_key=_api_key(flags.api_key_file),
     )
+
+
+def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> TlsFiles | None:
+    if certificate is None and key is None and client_ca is None:
+        return None
+    if certificate is None or key is None:
+        raise ValueError("--tls-certificate and --tls-key belong together")
+    return TlsFiles(certificate, key, client_ca)
+
+
+def _api_key(file: Path | None) -> str | None:
+    """The key from the file, else from the environment; there is no flag for it, since ps shows flags to everybody."""
+    if file is None:
+        return os.environ.get(API_KEY_VARIABLE) or None
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ValueError(f"--api-key-file {file}: {error.strerror}") from None
 
 
 def run_engine(options: EngineOptions) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from tandem_engine.credentials import TlsFiles
 from tandem_engine.faults import FaultPlan
 
-__all__ = ["DEMO_MODEL", "EngineOptions", "Mode", "Protocol"]
+__all__ = ["DEMO_MODEL", "EngineOptions", "Mode", "Protocol", "Task"]
 
 DEMO_MODEL = "demo"
 """The name, instead of a path, of the model in this package."""
@@ -33,13 +34,30 @@ class Mode(Enum):
     AGGREGATED = "aggregated"
 
 
+class Task(Enum):
+    """What an engine is started for. Real ones are one or the other; BOTH is this engine's own, and its default."""
+
+    GENERATE = "generate"
+    EMBED = "embed"
+    BOTH = "both"
+
+    @property
+    def generates(self) -> bool:
+        return self is not Task.EMBED
+
+    @property
+    def embeds(self) -> bool:
+        return self is not Task.GENERATE
+
+
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """Everything an engine process is told. Times are seconds; page counts are per data-parallel rank; port 0 is any.
 
     `name` is the engine's own name (vLLM's kv_engine_id); None makes one up per process. `advertise_host` is where
     decode engines find this prefill engine; None means the host of `listen`. `parent_pid`: the engine ends when that
-    process does. `grace_s` bounds how long running requests may go on after SIGTERM.
+    process does. `grace_s` bounds how long running requests may go on after SIGTERM. `max_adapters` 0 switches LoRA
+    off. `api_key` None lets everybody in.
     """
 
     protocol: Protocol = Protocol.SGLANG
@@ -60,6 +78,12 @@ class EngineOptions:
     grace_s: float = 10.0
     parent_pid: int | None = None
     faults: FaultPlan = NO_FAULTS
+    task: Task = Task.BOTH
+    max_adapters: int = 8
+    kv_events: bool = True
+    profile_dir: str | None = None
+    tls: TlsFiles | None = None
+    api_key: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if ":" not in self.listen or not self.listen.rpartition(":")[2].isdigit():
@@ -68,6 +92,12 @@ class EngineOptions:
             raise ValueError(f"bootstrap_port must be in [0, 65535], got {self.bootstrap_port}")
         if self.bootstrap_timeout_s <= 0 or self.grace_s < 0:
             raise ValueError("bootstrap_timeout_s must be positive and grace_s not negative")
+        if self.max_adapters < 0:
+            raise ValueError(f"max_adapters must not be negative, got {self.max_adapters}")
+        if self.api_key is not None and (not self.api_key.isascii() or not self.api_key.isprintable()):
+            raise ValueError("api_key must be of printable ASCII characters")
+        if self.api_key == "":
+            raise ValueError("api_key must not be empty")
 
     @property
     def host(self) -> str:

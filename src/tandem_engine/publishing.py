@@ -36,4 +36,5 @@ def publish_generated(cache: PagedKvCache, live: LiveRequest, choice: Choice) ->
 
 
 def _block(live: LiveRequest, block_hash: int, parent: int, tokens: tuple[int, ...], index: int) -> Block:
-    return Block(block_hash, parent, tokens, is_first=index == 0, adapter=live.request.adapter)
+    name = live.request.adapter.name if live.request.adapter else None
+    return Block(block_hash, parent, tokens, is_first=index == 0, adapter=name)

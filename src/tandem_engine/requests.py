@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field, fields
 
+from tandem_engine.lora import Adapter
 from tandem_engine.sampling import SamplingParams
 
 __all__ = [
@@ -30,6 +31,7 @@ class Phase(enum.Enum):
     AGGREGATED = "aggregated"
     PREFILL = "prefill"
     DECODE = "decode"
+    EMBED = "embed"  # the prompt's embedding, no tokens
 
 
 class EngineErrorReason(enum.Enum):
@@ -57,8 +59,8 @@ class EngineRequest:
 
     `dp_rank` None lets the engine choose: `room % dp_size` when a room is given, else the least loaded rank.
     `room` is the bootstrap room; the engine only counts it as open (`Ledger.rooms`) while pages are held or awaited.
-    `adapter` and `cache_salt` separate prefix caches. `input_logprobs` asks for the log probability of every prompt
-    token but the first (which is None); they come with the first emission of choice 0.
+    `adapter` changes what is computed; it and `cache_salt` separate prefix caches. `input_logprobs` asks for the log
+    probability of every prompt token but the first (which is None); they come with the first emission of choice 0.
     """
 
     request_id: str
@@ -67,7 +69,7 @@ class EngineRequest:
     phase: Phase = Phase.AGGREGATED
     room: int | None = None
     stream: bool = True
-    adapter: str | None = None
+    adapter: Adapter | None = None
     cache_salt: str | None = None
     input_logprobs: bool = False
     dp_rank: int | None = None
@@ -81,7 +83,7 @@ class Emission:
     None only when a choice ends without a token: "abort" and "error", and "length" when max_tokens is 0.
     `position` is absolute. Counts are running totals of this choice; `cached_tokens` is how many prompt tokens were
     not computed here (prefix hit, or received from the prefill worker). `matched_stop` is the stop token's id or the
-    stop string. For "error", `error` says why.
+    stop string. For "error", `error` says why. `embedding` is the vector of an EMBED request, on its one emission.
     """
 
     choice: int
@@ -96,6 +98,7 @@ class Emission:
     cached_tokens: int
     input_logprobs: tuple[float | None, ...] = ()
     error: str | None = None
+    embedding: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

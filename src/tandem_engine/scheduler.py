@@ -6,10 +6,12 @@ first served and reserves every page a request can ever need, so nothing running
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 
 from tandem_engine.accounts import RankAccounts
+from tandem_engine.admission import give_pages, start_behind
 from tandem_engine.config import ModelConfig
 from tandem_engine.kv_cache import PagedKvCache, PageLayout
 from tandem_engine.lifecycle import RequestInput, RequestState
@@ -19,10 +21,13 @@ from tandem_engine.requests import HeldPages, Phase, RankLedger, RankLoad
 from tandem_engine.sampling import Sampled
 from tandem_engine.settings import EngineSettings
 from tandem_engine.step import PromptPart, StepPlan, StepResult, build_plan
+from tandem_engine.tiles import Floats
 
 __all__ = ["RankScheduler"]
 
 _S, _I = RequestState, RequestInput
+
+_NOT_NUMBERS = "logits are not numbers: a KV page was lost or overwritten"
 
 
 class RankScheduler:
@@ -60,7 +65,9 @@ class RankScheduler:
         """Give pages and slots to waiting requests, in order, until one does not fit."""
         while self._waiting:
             live = self._waiting[0]
-            if self._slots_used() + len(live.choices) > self._settings.max_running or not self._reserve(live):
+            if self._slots_used() + len(live.choices) > self._settings.max_running:
+                return
+            if not give_pages(self.cache, live, self.accounts):
                 return
             self._waiting.popleft()
             self._admitted.append(live)
@@ -75,7 +82,7 @@ class RankScheduler:
         if live.state is _S.DONE or live.step(_I.KV_ARRIVED) is not _S.COMPUTING:
             return
         live.arrived_pages = min(max(n_pages, 0), live.full_blocks)
-        self._start_behind(live, live.arrived_pages)
+        start_behind(live, live.arrived_pages)
 
     def abort(self, live: LiveRequest, reason: str, *, free_at_once: bool) -> None:
         """Answer "abort". Landing pages under a writer stay reserved until it stops, unless `free_at_once`."""
@@ -175,14 +182,14 @@ class RankScheduler:
     def apply(self, plan: StepPlan, result: StepResult, now_s: float) -> None:
         """Take a step's results: tokens out, blocks published, ended requests' pages back."""
         for part, logprobs in zip(plan.parts, result.input_logprobs, strict=True):
-            self._advance(part, logprobs)
+            self._advance(part, logprobs, result.vectors)
         tokens = 0
         for job, sampled in zip(plan.jobs, result.sampled, strict=True):
             live, choice = job.live, job.choice
             if live.state is not _S.RUNNING:
                 continue  # another choice's not-a-number has ended the whole request
             if sampled is None:
-                self.fail(live, "logits are not numbers: a KV page was lost or overwritten")
+                self.fail(live, _NOT_NUMBERS)
                 continue
             tokens += 1
             publish_generated(self.cache, live, choice)
@@ -219,35 +226,7 @@ class RankScheduler:
     def _slots_used(self) -> int:
         return sum(1 for live in self._admitted for choice in live.choices if not choice.finished)
 
-    def _reserve(self, live: LiveRequest) -> bool:
-        # A decode never reuses its own prefix: a hit would hide a page that was lost on the way.
-        # Log probabilities of prompt tokens need every prompt position computed.
-        alone = live.is_decode or live.request.input_logprobs
-        hits = () if alone else self.cache.match(live.chain)
-        fresh = self.cache.reserve(hits, live.pages_needed - len(hits))
-        if fresh is None:
-            return False
-        missing = live.full_blocks - len(hits)
-        live.shared_pages = (*hits, *fresh[:missing])
-        for choice in live.choices:
-            begin = missing + choice.index * live.pages_per_choice
-            choice.private_pages = fresh[begin : begin + live.pages_per_choice]
-            choice.table = (*live.shared_pages, *choice.private_pages)
-        if not live.is_decode:
-            self._start_behind(live, len(hits))
-            live.published = len(hits)
-            self.accounts.looked_up_tokens += live.prompt_tokens
-            self.accounts.hit_tokens += live.cached_tokens
-        return True
-
-    def _start_behind(self, live: LiveRequest, pages: int) -> None:
-        """The first `pages` blocks have KV. The last prompt token is always evaluated: its logits are needed."""
-        live.written_from = pages * self._settings.page_size
-        live.computed = min(live.written_from, live.prompt_tokens - 1)
-        live.cached_tokens = live.computed
-        live.input_logprobs = [None] * (live.computed + 1)
-
-    def _advance(self, part: PromptPart, logprobs: tuple[float, ...]) -> None:
+    def _advance(self, part: PromptPart, logprobs: tuple[float, ...], vectors: Floats) -> None:
         live, page_size = part.live, self._settings.page_size
         live.computed = part.end
         live.input_logprobs.extend(logprobs)
@@ -260,7 +239,11 @@ class RankScheduler:
         if live.prompt_tokens % page_size:
             for choice in live.choices[1:]:
                 self.cache.copy_page(live.choices[0].private_pages[0], choice.private_pages[0])
-        if live.max_tokens == 0:
+        if part.vector_index is not None:
+            live.embedding = tuple(vectors[part.vector_index].tolist())
+        if not all(map(math.isfinite, live.embedding)):
+            self.fail(live, _NOT_NUMBERS)
+        elif live.max_tokens == 0:
             for choice in live.choices:
                 live.emit_end(choice, "length")
 

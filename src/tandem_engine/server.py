@@ -20,11 +20,13 @@ from smg_grpc_proto.generated import (
 )
 
 from tandem.engine.v1 import ledger_service_pb2, ledger_service_pb2_grpc
+from tandem_engine.adapters import AdapterShelf
 from tandem_engine.bootstrap import BootstrapServer
 from tandem_engine.engine import Engine, EngineSettings
 from tandem_engine.faults import Faults
 from tandem_engine.model import Model
 from tandem_engine.options import EngineOptions, Mode, Protocol
+from tandem_engine.services.api_key import ApiKeyGuard
 from tandem_engine.services.health import HealthFollower
 from tandem_engine.services.ledger import LedgerServicer
 from tandem_engine.services.life import Life
@@ -90,7 +92,7 @@ async def serve(
     """An engine that serves until the block ends; then everything it began is ended.
 
     `model` None loads the options' folder. Raises ModelFolderError for a folder that cannot be served, OSError or
-    RuntimeError for a port that is taken.
+    RuntimeError for a port that is taken, OSError for TLS files that cannot be read.
     """
     faults = faults or Faults(options.faults)
     if model is None:
@@ -106,13 +108,15 @@ async def serve(
         engine, Geometry(engine.settings.page_size, engine.page_bytes), faults,
         engine_id=lambda rank: station.engine_id_of(rank), timeout_s=options.bootstrap_timeout_s,
     )  # fmt: skip
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    guards = [ApiKeyGuard(options.api_key)] if options.api_key is not None else []
+    server = grpc.aio.server(interceptors=guards, options=SERVER_OPTIONS)
     try:
         port = await bootstrap.start(options.host, options.bootstrap_port) if options.mode is Mode.PREFILL else 0
-        station = Station(options, engine, faults, life, bootstrap, port, scope, instance)
+        adapters = AdapterShelf(model.config, options.max_adapters)
+        station = Station(options, engine, faults, life, bootstrap, port, scope, instance, adapters)
         service = _register(server, station)
         await HealthFollower(life, service, scope).attach(server)
-        bound = server.add_insecure_port(options.listen)
+        bound = _bind(server, options)
         steps = scope.create_task(_step_loop(engine, life))
         life.on_change(lambda: _bury(steps, bootstrap) if life.is_killed else None)
         await server.start()
@@ -123,6 +127,12 @@ async def serve(
         await bootstrap.stop()
         holder.cancel()
         await asyncio.wait((holder,))
+
+
+def _bind(server: grpc.aio.Server, options: EngineOptions) -> int:
+    if options.tls is None:
+        return server.add_insecure_port(options.listen)
+    return server.add_secure_port(options.listen, options.tls.credentials())
 
 
 def _register(server: grpc.aio.Server, station: Station) -> str:

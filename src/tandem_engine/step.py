@@ -9,7 +9,9 @@ import numpy as np
 
 from tandem_engine.attention import Span
 from tandem_engine.live import Choice, LiveRequest
+from tandem_engine.lora import Adapter, AdapterRows
 from tandem_engine.model import Model, StepBatch
+from tandem_engine.requests import Phase
 from tandem_engine.sampling import Sampled, log_softmax, sample
 from tandem_engine.tiles import Floats
 
@@ -18,12 +20,15 @@ __all__ = ["PromptPart", "SampleJob", "StepPlan", "StepResult", "build_plan", "r
 
 @dataclass(frozen=True, slots=True)
 class PromptPart:
-    """Prompt positions [start, end) of `live`. `logit_index` is its first row among the logits, when it has any."""
+    """Prompt positions [start, end) of `live`. `logit_index` is its first row among the logits, when it has any, and
+    `vector_index` its row among the vectors.
+    """
 
     live: LiveRequest
     start: int
     end: int
     logit_index: int
+    vector_index: int | None = None
 
     @property
     def is_last(self) -> bool:
@@ -50,10 +55,14 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """`sampled` follows the plan's jobs (None: the logits were not numbers), `input_logprobs` its parts."""
+    """`sampled` follows the plan's jobs (None: the logits were not numbers), `input_logprobs` its parts.
+
+    `vectors` [n, hidden] has a row per part that wants an embedding.
+    """
 
     sampled: tuple[Sampled | None, ...]
     input_logprobs: tuple[tuple[float, ...], ...]
+    vectors: Floats
 
 
 def build_plan(
@@ -68,6 +77,8 @@ def build_plan(
     logit_rows: list[int] = []
     jobs: list[SampleJob] = []
     parts: list[PromptPart] = []
+    vector_rows: list[int] = []
+    adapted: dict[Adapter, list[int]] = {}
     for live, choice in running:
         position = live.prompt_tokens + len(choice.output) - 1
         row = len(tokens)
@@ -78,12 +89,19 @@ def build_plan(
         tokens.append(choice.output[-1])
         positions.append(position)
         tables.append(choice.table[position // page_size])
+        if live.request.adapter is not None:
+            adapted.setdefault(live.request.adapter, []).append(row)
     for live, start, end in prompts:
         row = len(tokens)
         table = live.choices[0].table
         spans.append(Span(row, start, end - start, table))
-        parts.append(PromptPart(live, start, end, len(logit_rows)))
-        if live.request.input_logprobs:
+        wants_vector = live.request.phase is Phase.EMBED and end == live.prompt_tokens
+        parts.append(PromptPart(live, start, end, len(logit_rows), len(vector_rows) if wants_vector else None))
+        if live.request.adapter is not None:
+            adapted.setdefault(live.request.adapter, []).extend(range(row, row + end - start))
+        if wants_vector:
+            vector_rows.append(row + end - start - 1)
+        elif live.request.input_logprobs:
             logit_rows.extend(range(row, row + end - start))
         elif end == live.prompt_tokens:
             logit_rows.append(row + end - start - 1)
@@ -106,13 +124,16 @@ def build_plan(
         write_slots=write_slots,
         new_pages=write_pages[write_slots == 0],
         logit_rows=np.array(logit_rows, dtype=np.intp),
+        vector_rows=np.array(vector_rows, dtype=np.intp),
+        adapters=tuple(AdapterRows(adapter, np.array(rows, dtype=np.intp)) for adapter, rows in adapted.items()),
     )
     return StepPlan(batch, tuple(parts), tuple(jobs))
 
 
 def run_step(model: Model, plan: StepPlan, pages: Floats) -> StepResult:
     """Compute and sample. Reads and writes only pages of the plan; changes no request."""
-    logits = model.forward(plan.batch, pages)
+    hidden = model.hidden(plan.batch, pages)
+    logits = model.logits(hidden, plan.batch.logit_rows)
     best = logits.argmax(axis=-1).tolist()
     usable = [bool(row.all()) for row in np.isfinite(logits)]
     sampled: list[Sampled | None] = []
@@ -136,7 +157,11 @@ def run_step(model: Model, plan: StepPlan, pages: Floats) -> StepResult:
                     forbidden=forbidden,
                 )
             )
-    return StepResult(tuple(sampled), tuple(_input_logprobs(part, logits) for part in plan.parts))
+    return StepResult(
+        sampled=tuple(sampled),
+        input_logprobs=tuple(_input_logprobs(part, logits) for part in plan.parts),
+        vectors=model.vectors(hidden, plan.batch.vector_rows),
+    )
 
 
 def _input_logprobs(part: PromptPart, logits: Floats) -> tuple[float, ...]:

@@ -134,7 +134,7 @@ async def _knock(
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(address.host, address.port)
+            reader, writer = await asyncio.open_connection(address.host.strip("[]"), address.port)
     except (TimeoutError, OSError) as error:
         raise TransferError(f"{address.host}:{address.port} cannot be reached: {error or 'timeout'}") from None
     try:

@@ -65,8 +65,8 @@ class Rows:
         ]
 
 
-def plain_logits(model: Model, tokens: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Logits of every position, by the textbook: dense causal attention in float64, no pages, no tiles."""
+def plain_hidden(model: Model, tokens: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Normed states of every position after the last layer: dense causal attention in float64, no pages, no tiles."""
     config, weights = model.config, model.weights
     x = weights.embedding[list(tokens)].astype(np.float64)
     count, half = len(tokens), config.head_dim // 2
@@ -94,5 +94,10 @@ def plain_logits(model: Model, tokens: Sequence[int]) -> npt.NDArray[np.float64]
         x = x + np.einsum("hqk,khd->qhd", weight, np.repeat(value, share, 1)).reshape(count, -1) @ layer.attention_out
         gate, up = np.split(norm(x, layer.mlp_norm) @ layer.gate_up, 2, axis=-1)
         x = x + (gate / (1 + np.exp(-gate)) * up) @ layer.down
-    logits: npt.NDArray[np.float64] = norm(x, weights.final_norm) @ weights.head
+    return norm(x, weights.final_norm)
+
+
+def plain_logits(model: Model, tokens: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Logits of every position, by the textbook."""
+    logits: npt.NDArray[np.float64] = plain_hidden(model, tokens) @ model.weights.head
     return logits

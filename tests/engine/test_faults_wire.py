@@ -103,11 +103,13 @@ async def test_engine_that_plays_dead_looks_idle_and_revives() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await messages(alone.vllm.Generate(vllm_request(prompt(3))))
         loads = await alone.vllm.GetLoads(pb.GetLoadsRequest())
+        answer = await alone.vllm.HealthCheck(pb.HealthCheckRequest())
         dead = (await health.Check(health_pb2.HealthCheckRequest(service="vllm.grpc.engine.VllmEngine"))).status
         await alone.set_faults()
         alive = (await health.Check(health_pb2.HealthCheckRequest())).status
         replies = await messages(alone.vllm.Generate(vllm_request(prompt(3))))
     assert (caught.value.code(), loads.loads[0].max_total_num_tokens) == (grpc.StatusCode.INTERNAL, 0)
+    assert not answer.healthy
     assert (dead, alive) == (health_pb2.HealthCheckResponse.NOT_SERVING, health_pb2.HealthCheckResponse.SERVING)
     assert len(tokens_of(replies)[0]) == 8
 

@@ -9,17 +9,20 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from smg_grpc_proto.generated import vllm_engine_pb2_grpc
 from wire_fixtures import messages, prompt, tail, vllm_request
 
+from tandem_engine.credentials import TlsFiles
 from tandem_engine.main import main, parse_options
-from tandem_engine.options import EngineOptions, Mode, Protocol
+from tandem_engine.options import EngineOptions, Mode, Protocol, Task
 
 pytestmark = pytest.mark.e2e
 
@@ -129,6 +132,34 @@ def test_flags_become_options() -> None:
     assert options == EngineOptions(
         protocol=Protocol.SGLANG, mode=Mode.DECODE, listen="127.0.0.1:7", kv_lease_s=5.0, dp_size=2
     )
+
+
+def test_flags_of_tasks_adapters_events_profiles_and_tls_become_options() -> None:
+    flags = "--task embed --max-adapters 3 --no-kv-events --profile-dir p --tls-certificate c --tls-key k"
+    options = parse_options([*flags.split(), "--tls-client-ca", "a"])
+    assert options == EngineOptions(
+        task=Task.EMBED,
+        max_adapters=3,
+        kv_events=False,
+        profile_dir="p",
+        tls=TlsFiles(Path("c"), Path("k"), Path("a")),
+    )
+
+
+async def test_a_process_serves_tls_to_those_who_bring_its_key(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    (tmp_path / "key").write_text("s3cret\n")
+    files = ("--tls-certificate", str(tmp_path / "both.pem"), "--tls-key", str(tmp_path / "both.pem"))
+    credentials = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+    async with (
+        process(*files, "--api-key-file", str(tmp_path / "key")) as (_, line),
+        grpc.aio.secure_channel(line["listen"], credentials) as channel,
+    ):
+        stub: Any = vllm_engine_pb2_grpc.VllmEngineStub(channel)
+        metadata = (("authorization", "Bearer s3cret"),)
+        assert len(await messages(stub.Generate(vllm_request(prompt(3)), metadata=metadata))) == 9
+        assert await tail(stub.Generate(vllm_request(prompt(3)))) == (0, grpc.StatusCode.UNAUTHENTICATED)
 
 
 @pytest.mark.parametrize(

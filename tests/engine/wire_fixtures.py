@@ -80,8 +80,8 @@ class Engine:
         await self.books.SetFaults(ledger_service_pb2.SetFaultsRequest(plan=plan))
 
     async def idle(self) -> tuple[int, int, int, int]:
-        """running, waiting, held_pages and open_rooms, as soon as all are zero, or after 3 s as they are."""
-        deadline_s = asyncio.get_running_loop().time() + 3.0
+        """running, waiting, held_pages and open_rooms, as soon as all are zero, or after 8 s as they are."""
+        deadline_s = asyncio.get_running_loop().time() + 8.0
         while True:
             totals = await self.ledger()
             gauges = (totals.running, totals.waiting, totals.held_pages, totals.open_rooms)

@@ -19,10 +19,14 @@ from tandem_engine.options import Mode
 from tandem_engine.requests import Emission, EngineError, Phase
 from tandem_engine.services import sglang_info
 from tandem_engine.services.calls import Call
+from tandem_engine.services.embedding import embed, refuse_unless_embedding
+from tandem_engine.services.flushing import flush_like_sglang
 from tandem_engine.services.kv_feed import stream_kv_events
 from tandem_engine.services.legs import AggregatedLeg, DecodeLeg, Leg, PrefillLeg
+from tandem_engine.services.profile import start_like_sglang, stop_like_sglang
+from tandem_engine.services.sglang_adapters import list_adapters, load_adapter, unload_adapter, wanted_adapter
 from tandem_engine.services.sglang_codec import SglangReplies, engine_request
-from tandem_engine.services.station import Context, Station, stop_when_gone, unserved
+from tandem_engine.services.station import Context, Station, stop_when_gone
 from tandem_engine.services.tokenizer_archive import TokenizerArchive
 from tandem_engine.transfer import KvAddress
 
@@ -45,7 +49,7 @@ class SglangServicer(pb_grpc.SglangSchedulerServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         station = self._station
-        await station.refuse_if_unfit(context)
+        await station.refuse_unless_generating(context)
         if not request.tokenized.input_ids:
             await station.die("a request without input ids", context)
         if self._phase is not Phase.AGGREGATED and not request.HasField("disaggregated_params"):
@@ -66,6 +70,7 @@ class SglangServicer(pb_grpc.SglangSchedulerServicer):
     async def _open(self, request: pb.GenerateRequest, context: Context) -> Leg:
         station, phase = self._station, self._phase
         params = request.disaggregated_params
+        adapter = await wanted_adapter(station, request, context)
         room, offer = params.bootstrap_room, None
         try:
             if phase is Phase.PREFILL:
@@ -73,7 +78,7 @@ class SglangServicer(pb_grpc.SglangSchedulerServicer):
             elif phase is Phase.DECODE and room in self._decode_rooms:
                 raise DuplicateRoomError(f"bootstrap_room {room} is in use")
             engine_id = station.new_id(request.request_id)
-            handle = station.engine.submit(engine_request(request, engine_id=engine_id, phase=phase))
+            handle = station.engine.submit(engine_request(request, engine_id=engine_id, phase=phase, adapter=adapter))
         except DuplicateRoomError as error:
             await station.die(str(error), context)
         except EngineError as error:
@@ -126,6 +131,18 @@ class SglangServicer(pb_grpc.SglangSchedulerServicer):
             await context.abort(grpc.StatusCode.INTERNAL, emission.error or "the engine reports an error")
         await context.abort(grpc.StatusCode.UNAVAILABLE, "the engine is stopping")
 
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        station = self._station
+        await refuse_unless_embedding(station, context)
+        if not request.tokenized.input_ids:
+            await station.die("a request without input ids", context)
+        # The field has no presence, so 0 cannot pin.
+        pinned = request.data_parallel_rank or None
+        emission = await embed(station, request.request_id, request.tokenized.input_ids, context, dp_rank=pinned)
+        return pb.EmbedResponse(
+            embedding=emission.embedding, embedding_dim=len(emission.embedding), prompt_tokens=emission.prompt_tokens
+        )
+
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
         # SGLang matches by prefix; an empty id would match every request, so it matches none.
         reason = request.reason or "aborted by request"
@@ -156,25 +173,32 @@ class SglangServicer(pb_grpc.SglangSchedulerServicer):
     async def FlushCache(
         self, request: common_pb2.FlushCacheRequest, context: Context
     ) -> common_pb2.FlushCacheResponse:
-        if self._station.life.active:
-            return common_pb2.FlushCacheResponse(success=False, message="requests are in flight")
-        freed = self._station.engine.clear_cache()
-        return common_pb2.FlushCacheResponse(success=True, message=f"{freed} pages freed")
+        return await flush_like_sglang(self._station, request, context)
+
+    async def StartProfile(
+        self, request: common_pb2.StartProfileRequest, context: Context
+    ) -> common_pb2.ProfileResponse:
+        return await start_like_sglang(self._station, request, context)
+
+    async def StopProfile(self, request: common_pb2.StopProfileRequest, context: Context) -> common_pb2.ProfileResponse:
+        return await stop_like_sglang(self._station, request, context)
 
     async def GetTokenizer(self, request: common_pb2.GetTokenizerRequest, context: Context) -> None:
         async for chunk in self._archive.chunks():
             await context.write(chunk)
 
+    async def LoadLoRAAdapter(self, request: pb.LoadLoRAAdapterRequest, context: Context) -> pb.LoadLoRAAdapterResponse:
+        return await load_adapter(self._station, request, context)
+
+    async def UnloadLoRAAdapter(
+        self, request: pb.UnloadLoRAAdapterRequest, context: Context
+    ) -> pb.UnloadLoRAAdapterResponse:
+        return await unload_adapter(self._station, request, context)
+
     async def ListLoadedLoRAAdapters(
         self, request: pb.ListLoadedLoRAAdaptersRequest, context: Context
     ) -> pb.ListLoadedLoRAAdaptersResponse:
-        return pb.ListLoadedLoRAAdaptersResponse()
+        return list_adapters(self._station)
 
     async def SubscribeKvEvents(self, request: common_pb2.SubscribeKvEventsRequest, context: Context) -> None:
         await stream_kv_events(self._station, request, context)
-
-    Embed = unserved("this model generates; it has no embeddings")
-    StartProfile = unserved("this engine has no profiler")
-    StopProfile = unserved("this engine has no profiler")
-    LoadLoRAAdapter = unserved("LoRA is not enabled")
-    UnloadLoRAAdapter = unserved("LoRA is not enabled")

@@ -11,18 +11,20 @@ from collections.abc import Iterator
 
 from smg_grpc_proto.generated import sglang_scheduler_pb2 as pb
 
+from tandem_engine.lora import Adapter
 from tandem_engine.requests import Emission, EngineError, EngineErrorReason, EngineRequest, Phase
 from tandem_engine.sampling import SamplingParams
 
 __all__ = ["SglangReplies", "engine_request"]
 
 
-def engine_request(request: pb.GenerateRequest, *, engine_id: str, phase: Phase) -> EngineRequest:
-    """Raises EngineError(INVALID) for what this engine cannot do: constraints, adapters, media, embeddings."""
+def engine_request(
+    request: pb.GenerateRequest, *, engine_id: str, phase: Phase, adapter: Adapter | None = None
+) -> EngineRequest:
+    """Raises EngineError(INVALID) for what this engine cannot do: constraints, media, input embeddings."""
     sampling = request.sampling_params
     for field, present in (
         (f"sampling_params.{sampling.WhichOneof('constraint')}", sampling.WhichOneof("constraint") is not None),
-        ("lora_id", bool(request.lora_id)),
         ("mm_inputs", request.HasField("mm_inputs")),
         ("input_embeds", bool(request.input_embeds)),
     ):
@@ -38,6 +40,7 @@ def engine_request(request: pb.GenerateRequest, *, engine_id: str, phase: Phase)
         phase=phase,
         room=None if phase is Phase.AGGREGATED else params.bootstrap_room,
         stream=request.stream,
+        adapter=adapter,
         input_logprobs=request.return_logprob and request.logprob_start_len >= 0 and phase is not Phase.DECODE,
         dp_rank=request.data_parallel_rank if pinned else None,
     )

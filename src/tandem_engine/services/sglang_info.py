@@ -9,7 +9,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 from smg_grpc_proto.generated import sglang_scheduler_pb2 as pb
 
-from tandem_engine.options import Mode
+from tandem_engine.options import Mode, Task
 from tandem_engine.requests import RankLoad
 from tandem_engine.services.model_facts import ModelFacts
 from tandem_engine.services.station import Station
@@ -30,7 +30,7 @@ def model_info(station: Station) -> pb.GetModelInfoResponse:
     return pb.GetModelInfoResponse(
         model_path=facts.path,
         tokenizer_path=facts.path,
-        is_generation=True,
+        is_generation=station.options.task.generates,
         served_model_name=station.options.model_name,
         max_context_length=facts.context,
         vocab_size=facts.vocab_size,
@@ -66,10 +66,15 @@ def server_info(station: Station) -> pb.GetServerInfoResponse:
         "kv_cache_dtype": "float32",
         "dtype": "float32",
         "grammar_backend": "none",
+        "is_embedding": options.task is Task.EMBED,
+        "enable_lora": station.adapters.capacity > 0,
+        "max_loaded_loras": station.adapters.capacity,
+        "kv_events_config": '{"publisher": "tandem"}' if options.kv_events else None,
         # Not SGLang's: what this engine declares to routers that know to ask.
         "sampling_seed_in_custom_params": True,
         "position_keyed_sampling": True,
         "batch_invariant": True,
+        "serves_embeddings": options.task.embeds and options.mode is Mode.AGGREGATED,
         "instance": station.instance,
     }
     response = pb.GetServerInfoResponse(
@@ -133,6 +138,10 @@ def _row(station: Station, load: RankLoad, wanted: set[str]) -> pb.SchedulerLoad
         row.memory.token_capacity = load.max_tokens
     if wanted & {"queues", "all"}:
         row.queues.waiting = load.waiting
+    if wanted & {"lora", "all"}:
+        row.lora.slots_used = len(station.adapters.loaded)
+        row.lora.slots_total = station.adapters.capacity
+        row.lora.utilization = row.lora.slots_used / (row.lora.slots_total or 1)
     if wanted & {"disagg", "all"}:
         row.disaggregation.mode = mode
         if mode == "prefill":

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import grpc
 
+from tandem_engine.adapters import AdapterShelf
 from tandem_engine.bootstrap import BootstrapServer
 from tandem_engine.engine import Engine
 from tandem_engine.faults import Faults
@@ -19,7 +19,7 @@ from tandem_engine.services.calls import Calls
 from tandem_engine.services.legs import Leg
 from tandem_engine.services.life import Life
 
-__all__ = ["Context", "Station", "stop_when_gone", "unserved"]
+__all__ = ["Context", "Station", "stop_when_gone"]
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -46,6 +46,7 @@ class Station:
     bootstrap_port: int
     scope: asyncio.TaskGroup
     instance: str
+    adapters: AdapterShelf
     calls: Calls = field(default_factory=Calls)
 
     def engine_id_of(self, rank: int) -> str:
@@ -71,6 +72,12 @@ class Station:
             await self.dead(context)
         if self.life.is_stopping:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the engine is stopping")
+
+    async def refuse_unless_generating(self, context: Context) -> None:
+        """Aborts the call when this engine was started for embeddings alone: INVALID_ARGUMENT, as vLLM does."""
+        await self.refuse_if_unfit(context)
+        if not self.options.task.generates:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "This model does not support generation")
 
     async def dead(self, context: Context) -> NoReturn:
         """Aborts the call as a dead engine does."""
@@ -101,12 +108,3 @@ def stop_when_gone(leg: Leg, context: Context) -> None:
 
     # types-grpcio 1.85 declares a class where it means a callable.
     context.add_done_callback(stop)  # type: ignore[arg-type]
-
-
-def unserved(why: str) -> Callable[[object, Any, Context], Awaitable[Any]]:
-    """An rpc that this engine does not serve: UNIMPLEMENTED, with the reason."""
-
-    async def answer(self: object, request: Any, context: Context) -> Any:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, why)
-
-    return answer

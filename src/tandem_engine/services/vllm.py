@@ -18,9 +18,12 @@ from tandem_engine.options import Mode
 from tandem_engine.requests import Emission, EngineError, EngineErrorReason, Phase
 from tandem_engine.services import vllm_info
 from tandem_engine.services.calls import Call
+from tandem_engine.services.embedding import embed, refuse_unless_embedding
+from tandem_engine.services.flushing import flush_like_vllm
 from tandem_engine.services.kv_feed import stream_kv_events
 from tandem_engine.services.legs import AggregatedLeg, DecodeLeg, Leg, PrefillLeg, RecomputingLeg
-from tandem_engine.services.station import Context, Station, stop_when_gone, unserved
+from tandem_engine.services.profile import start_like_vllm, stop_like_vllm
+from tandem_engine.services.station import Context, Station, stop_when_gone
 from tandem_engine.services.tokenizer_archive import TokenizerArchive
 from tandem_engine.services.vllm_codec import VllmReplies, engine_request, handoff, prompt_of, remote, transfer
 from tandem_engine.transfer import KvAddress
@@ -39,7 +42,7 @@ class VllmServicer(pb_grpc.VllmEngineServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         station = self._station
-        await station.refuse_if_unfit(context)
+        await station.refuse_unless_generating(context)
         try:
             prompt = prompt_of(request, station.engine.model)
             leg = await self._open(request, transfer(request) or {}, context)
@@ -111,6 +114,13 @@ class VllmServicer(pb_grpc.VllmEngineServicer):
             port=station.bootstrap_port,
         )
 
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        await refuse_unless_embedding(self._station, context)
+        emission = await embed(self._station, request.request_id, request.tokenized.input_ids, context)
+        return pb.EmbedResponse(
+            embedding=emission.embedding, embedding_dim=len(emission.embedding), prompt_tokens=emission.prompt_tokens
+        )
+
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
         for request_id in request.request_ids:
             self._station.calls.abort(request_id, "aborted by request", by_prefix=False)
@@ -132,9 +142,15 @@ class VllmServicer(pb_grpc.VllmEngineServicer):
     async def FlushCache(
         self, request: common_pb2.FlushCacheRequest, context: Context
     ) -> common_pb2.FlushCacheResponse:
-        # vLLM forgets the prefix cache without touching what runs.
-        freed = self._station.engine.clear_cache()
-        return common_pb2.FlushCacheResponse(success=True, message=f"{freed} pages freed")
+        return await flush_like_vllm(self._station, request, context)
+
+    async def StartProfile(
+        self, request: common_pb2.StartProfileRequest, context: Context
+    ) -> common_pb2.ProfileResponse:
+        return await start_like_vllm(self._station, request, context)
+
+    async def StopProfile(self, request: common_pb2.StopProfileRequest, context: Context) -> common_pb2.ProfileResponse:
+        return await stop_like_vllm(self._station, request, context)
 
     async def GetTokenizer(self, request: common_pb2.GetTokenizerRequest, context: Context) -> None:
         async for chunk in self._archive.chunks():
@@ -142,7 +158,3 @@ class VllmServicer(pb_grpc.VllmEngineServicer):
 
     async def SubscribeKvEvents(self, request: common_pb2.SubscribeKvEventsRequest, context: Context) -> None:
         await stream_kv_events(self._station, request, context)
-
-    Embed = unserved("this model generates; it has no embeddings")
-    StartProfile = unserved("this engine has no profiler")
-    StopProfile = unserved("this engine has no profiler")

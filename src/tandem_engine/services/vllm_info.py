@@ -30,7 +30,7 @@ def model_info(station: Station) -> pb.GetModelInfoResponse:
     return pb.GetModelInfoResponse(
         model_path=facts.path,
         tokenizer_path=facts.path,
-        is_generation=True,
+        is_generation=station.options.task.generates,
         served_model_name=station.options.model_name,
         max_context_length=facts.context,
         vocab_size=facts.vocab_size,
