@@ -41,7 +41,11 @@ async def test_one_child_serves_many_renderings(process: TemplateProcess) -> Non
 
 async def test_refusal_of_a_template_is_the_callers_error(process: TemplateProcess) -> None:
     error = await refusal(process, "{{ raise_exception('user first') }}")
-    assert (error.reason, error.field, "user first" in error.sentence) == (Reason.INVALID_REQUEST, "chat", True)
+    assert (error.reason, error.field, "user first" in error.sentence) == (
+        Reason.INVALID_REQUEST,
+        "chat.messages",
+        True,
+    )
 
 
 async def test_template_that_loops_is_stopped_at_the_deadline(process: TemplateProcess) -> None:

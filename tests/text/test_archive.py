@@ -107,3 +107,85 @@ def test_two_entries_of_one_name_are_refused() -> None:
         written.writestr("tokenizer.json", "{}")
         written.writestr("tokenizer.json", "{}")
     refusal(buffer.getvalue())
+
+
+REAL_SERVICER = {
+    "tokenizer.json": byte_level(),
+    "tokenizer_config.json": json.dumps(
+        {"bos_token": {"content": "<s>"}, "eos_token": "<|end|>", "add_bos_token": True}
+    ),
+    "config.json": "{}",
+    "generation_config.json": "{}",
+    "special_tokens_map.json": json.dumps({"eos_token": {"content": "<|end|>"}, "additional_special_tokens": ["<x>"]}),
+    "vocab.json": "{}",
+    "merges.txt": "#version: 0.2",
+    "tokenizer.model": "binary",
+    "tiktoken.model": "binary",
+    "chat_template.json": json.dumps({"chat_template": "from json"}),
+    "preprocessor_config.json": "{}",
+    "processor_config.json": "{}",
+    "video_preprocessor_config.json": "{}",
+    "qwen.tiktoken": "IQ== 0",
+    "tool_use.jinja": "not the default",
+    "other.model": "binary",
+}
+
+
+def test_everything_that_a_servicer_packs_is_accepted() -> None:
+    found = open_archive(archive(REAL_SERVICER))
+    assert (found.chat_template, found.special_tokens) == ("from json", {"bos_token": "<s>", "eos_token": "<|end|>"})
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("tokenizer.model", "SentencePiece"),
+        ("tiktoken.model", "tiktoken"),
+        ("qwen.tiktoken", "tiktoken"),
+        ("tekken.json", "Tekken"),
+        ("vocab.json", "bare vocabulary"),
+        ("vocab.txt", "bare vocabulary"),
+    ],
+)
+def test_model_with_another_kind_of_tokenizer_is_told_so(name: str, kind: str) -> None:
+    sentence = refusal(archive({name: "x", "tokenizer_config.json": "{}"}))
+    assert sentence.startswith("the archive has no tokenizer.json; it has a")
+    assert kind in sentence
+
+
+def test_files_in_a_folder_of_the_archive_are_not_searched() -> None:
+    assert refusal(archive({"model/tokenizer.json": byte_level()})) == "the archive has no tokenizer.json"
+
+
+def test_archive_in_an_archive_is_not_opened() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as written:
+        written.writestr("inner.zip", archive())
+    assert refusal(buffer.getvalue()) == "the archive has no tokenizer.json"
+
+
+def test_link_is_refused() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as written:
+        link = zipfile.ZipInfo("tokenizer.json")
+        link.external_attr = 0o120777 << 16
+        written.writestr(link, "../../etc/passwd")
+    assert "link" in refusal(buffer.getvalue())
+
+
+def test_encrypted_entry_is_refused() -> None:
+    data = bytearray(archive({"tokenizer.json": byte_level()}))
+    data[6] |= 1
+    data[data.rindex(b"PK\x01\x02") + 8] |= 1
+    assert "encrypted" in refusal(bytes(data))
+
+
+def test_text_that_is_not_utf8_is_refused() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as written:
+        written.writestr("tokenizer.json", b"\xff\xfe{}")
+    assert "cannot be read" in refusal(buffer.getvalue())
+
+
+def test_deeply_nested_json_is_refused() -> None:
+    assert "not JSON" in refusal(archive({"tokenizer.json": "{}", "tokenizer_config.json": "[" * 200_000}))

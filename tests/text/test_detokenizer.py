@@ -1,4 +1,4 @@
-"""Streaming text equals decoding the whole, whatever the tokens; and never splits a character."""
+"""Text from windows of tokens equals decoding the whole; and never splits a character."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem_router.text.archive import TokenizerFiles
+from tandem_router.text.detokenizer import Detokenizer
 from tandem_router.text.tokenizer import Tokenizer
 
 HARD = "👩‍👩‍👧‍👦🇩🇪é̈ö日本語中文क्षिﷺ “🦜”« \u200d\ufe0f\t\n<|end|>the fox"
@@ -25,8 +26,12 @@ def tokenizer(kind: str) -> Tokenizer:
 KINDS = pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
 
 
+def window(subject: Tokenizer, skip: bool = True) -> Detokenizer:
+    return Detokenizer(lambda ids: subject.decode(ids, skip_special_tokens=skip))
+
+
 def pieces(subject: Tokenizer, ids: Sequence[int], skip: bool = True, step: int = 1) -> list[str]:
-    stream = subject.stream(skip_special_tokens=skip)
+    stream = window(subject, skip)
     found = [stream.push(ids[at : at + step]) for at in range(0, len(ids), step)]
     return [*found, stream.flush()]
 
@@ -78,7 +83,7 @@ def test_unfinished_character_is_flushed_as_a_replacement() -> None:
 
 
 def test_flush_gives_its_text_once() -> None:
-    stream = tokenizer("byte_level").stream(skip_special_tokens=True)
+    stream = window(tokenizer("byte_level"))
     stream.push(tokenizer("byte_level").encode("𓀀")[:-1])
     stream.flush()
     assert stream.flush() == ""
@@ -87,7 +92,7 @@ def test_flush_gives_its_text_once() -> None:
 @KINDS
 def test_cost_per_token_does_not_grow_with_the_text(kind: str) -> None:
     subject = tokenizer(kind)
-    stream = subject.stream(skip_special_tokens=True)
+    stream = window(subject)
     lengths: list[int] = []
     decode = stream._decode
     stream._decode = lambda window: lengths.append(len(window)) or decode(window)  # type: ignore[func-returns-value]
@@ -98,6 +103,6 @@ def test_cost_per_token_does_not_grow_with_the_text(kind: str) -> None:
 def test_endless_garbage_keeps_the_window_short() -> None:
     subject = tokenizer("byte_level")
     [garbage] = subject.encode("\u00ff")[1:2]
-    stream = subject.stream(skip_special_tokens=True)
+    stream = window(subject)
     stream.push([garbage] * 2000)
     assert len(stream._window) <= 40

@@ -26,6 +26,10 @@ def test_leading_token_that_the_text_brings_is_not_doubled() -> None:
     assert SUBJECT.encode("<s>fox") == SUBJECT.encode("fox")
 
 
+def test_tokens_that_a_chat_template_did_not_write_are_not_added() -> None:
+    assert SUBJECT.encode("fox", adds_special=False) == SUBJECT.encode("fox")[1:]
+
+
 def test_special_tokens_in_the_text_are_recognised() -> None:
     assert SUBJECT.encode("fox<|end|>")[-1] == END
 

@@ -141,4 +141,4 @@ class TemplateProcess:
 
 
 def _refused(sentence: str) -> TandemError:
-    return TandemError(Reason.INVALID_REQUEST, sentence, field="chat")
+    return TandemError(Reason.INVALID_REQUEST, sentence, field="chat.messages")

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from tandem_router.errors import Reason, TandemError
+from tandem_router.model.tokenizer_source import TokenizerSource
 from tandem_router.offload.templates import TemplateProcess
-from tandem_router.text.archive import TokenizerFiles, open_archive
+from tandem_router.text.archive import TokenizerFiles, open_archive, unavailable
+from tandem_router.text.chat_template import TemplateRefusal, check_chat_template
 from tandem_router.text.detokenizer import Detokenizer
+from tandem_router.text.folder import open_path
+from tandem_router.text.piece_stream import PieceStream
 from tandem_router.text.tokenizer import Tokenizer
 
 __all__ = ["PooledCodec", "TokenizerPool"]
@@ -19,13 +25,22 @@ _THREADS = 2
 _INLINE_CHARS = 2048
 """A prompt this short encodes in well under a millisecond, which costs less than the way to a thread and back."""
 
+_FROM_WORKER = TokenizerSource()
+
 
 class PooledCodec:
     """`TextCodec` of one model."""
 
     def __init__(
-        self, tokenizer: Tokenizer, files: TokenizerFiles, threads: ThreadPoolExecutor, templates: TemplateProcess
+        self,
+        tokenizer: Tokenizer,
+        files: TokenizerFiles,
+        source: TokenizerSource,
+        threads: ThreadPoolExecutor,
+        templates: TemplateProcess,
     ) -> None:
+        self.source = source
+        """Where it came from."""
         self._tokenizer = tokenizer
         self._chat_template = files.chat_template
         self._special_tokens = files.special_tokens
@@ -37,11 +52,12 @@ class PooledCodec:
         """Token ids are below this."""
         return self._tokenizer.vocab_size
 
-    async def encode(self, text: str) -> tuple[int, ...]:
+    async def encode(self, text: str, *, adds_special: bool) -> tuple[int, ...]:
         """Token ids of a prompt; raises TandemError(INVALID_REQUEST)."""
+        encode = functools.partial(self._tokenizer.encode, text, adds_special=adds_special)
         if len(text) <= _INLINE_CHARS:
-            return self._tokenizer.encode(text)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._tokenizer.encode, text)
+            return encode()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, encode)
 
     async def render_chat(self, messages: Sequence[tuple[str, str]]) -> str:
         """The prompt text of (role, content) messages; raises TandemError(INVALID_REQUEST)."""
@@ -55,9 +71,9 @@ class PooledCodec:
         """The text of a whole token sequence."""
         return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
-    def stream(self, *, skip_special_tokens: bool) -> Detokenizer:
-        """A fresh incremental decoder."""
-        return self._tokenizer.stream(skip_special_tokens=skip_special_tokens)
+    def stream(self, *, skip_special_tokens: bool, continues: bool) -> PieceStream | Detokenizer:
+        """A fresh incremental decoder; `continues` keeps a space at the beginning, for text that goes on with text."""
+        return self._tokenizer.stream(skip_special_tokens=skip_special_tokens, continues=continues)
 
 
 class TokenizerPool:
@@ -76,10 +92,19 @@ class TokenizerPool:
         """The codec of a model id, or None while none is loaded."""
         return self._codecs.get(model)
 
-    async def load(self, model: str, archive: bytes) -> None:
-        """Unpack and keep a tokenizer archive; raises TandemError(TOKENIZER_UNAVAILABLE), then the old one stays."""
-        files, tokenizer = await asyncio.get_running_loop().run_in_executor(self._threads, _unpack, archive)
-        self._codecs[model] = PooledCodec(tokenizer, files, self._threads, self._templates)
+    def source(self, model: str) -> TokenizerSource | None:
+        """Where the codec of a model id came from, or None while none is loaded."""
+        codec = self._codecs.get(model)
+        return None if codec is None else codec.source
+
+    async def load(self, model: str, archive: bytes | None, source: TokenizerSource = _FROM_WORKER) -> None:
+        """Load and keep a tokenizer; raises TandemError(TOKENIZER_UNAVAILABLE), then the old one stays.
+
+        archive: the worker's, not read where `source` states a path.
+        """
+        loop = asyncio.get_running_loop()
+        files, tokenizer = await loop.run_in_executor(self._threads, _unpack, archive, source)
+        self._codecs[model] = PooledCodec(tokenizer, files, source, self._threads, self._templates)
 
     async def close(self) -> None:
         """End threads and process; encodings under way are finished first. Idempotent."""
@@ -87,6 +112,26 @@ class TokenizerPool:
         await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
 
 
-def _unpack(archive: bytes) -> tuple[TokenizerFiles, Tokenizer]:
-    files = open_archive(archive)
-    return files, Tokenizer(files)
+def _unpack(archive: bytes | None, source: TokenizerSource) -> tuple[TokenizerFiles, Tokenizer]:
+    if source.chat_template is not None:
+        try:
+            check_chat_template(source.chat_template)
+        except TemplateRefusal as refusal:
+            raise unavailable(f"chat_template: {refusal}") from None
+    files = _files(archive, source)
+    try:
+        tokenizer = Tokenizer(files)
+    except TandemError as error:
+        raise unavailable(
+            f"tokenizer_path {source.path}: {error.sentence}" if source.path else error.sentence
+        ) from None
+    return files if source.chat_template is None else replace(files, chat_template=source.chat_template), tokenizer
+
+
+def _files(archive: bytes | None, source: TokenizerSource) -> TokenizerFiles:
+    if source.path is None:
+        return open_archive(archive or b"")
+    try:
+        return open_path(source.path)
+    except TandemError as error:
+        raise unavailable(f"tokenizer_path {error.sentence}") from None

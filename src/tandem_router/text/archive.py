@@ -1,5 +1,8 @@
 """Opens the zip of tokenizer files that an engine hands out. It comes from the network, so nothing in it is believed.
 
+What servicers put into it (tokenizer_bundle.py of smg-grpc-servicer): the files below side by side, which are read, and
+configurations, vocabularies, other templates and SentencePiece or tiktoken models, which are not.
+
 Nothing is ever written to disk, sizes are counted while inflating (a header may lie), and only known files are read.
 """
 
@@ -7,23 +10,38 @@ from __future__ import annotations
 
 import io
 import json
-import re
+import stat
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tandem_router.errors import Reason, TandemError
 
-__all__ = ["TokenizerFiles", "open_archive"]
+__all__ = ["KNOWN_NAMES", "MAX_INFLATED_BYTES", "TokenizerFiles", "files_of", "open_archive", "unavailable"]
 
 MAX_ENTRIES = 256
 """SMG zips a model folder's small files; folders of 20-40 files are common."""
 MAX_INFLATED_BYTES = 192 * 1024 * 1024
 """All known files together; the largest published tokenizer.json is about 35 MB."""
-_CHAT_TEMPLATE = re.compile(r"chat_template[\w.-]*\.jinja")
-_KNOWN = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.json")
+KNOWN_NAMES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""The files that are read, in an archive and in a folder."""
+_OTHER_KINDS = {
+    "tokenizer.model": "a SentencePiece model",
+    ".tiktoken": "a tiktoken vocabulary",
+    "tiktoken.model": "a tiktoken vocabulary",
+    "tekken.json": "a Tekken vocabulary",
+    "vocab.json": "a bare vocabulary",
+    "vocab.txt": "a bare vocabulary",
+}
+"""Ends of names of tokenizers that a model may come with instead."""
 _CHUNK_BYTES = 1024 * 1024
 
 
@@ -44,10 +62,22 @@ def open_archive(data: bytes) -> TokenizerFiles:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             texts = _known_texts(archive)
+            names = archive.namelist()
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise _unavailable(f"the archive cannot be read: {error}") from None
+        raise unavailable(f"the archive cannot be read: {error}") from None
+    return files_of(texts, "the archive", names)
+
+
+def files_of(texts: Mapping[str, str], place: str, names: Iterable[str]) -> TokenizerFiles:
+    """The files by their texts; raises TandemError(TOKENIZER_UNAVAILABLE).
+
+    place: what they were found in, for the sentence of an error.
+    names: everything that is there, to say what a model without tokenizer.json has instead.
+    """
     if "tokenizer.json" not in texts:
-        raise _unavailable("the archive has no tokenizer.json")
+        kinds = [kind for end, kind in _OTHER_KINDS.items() if any(name.endswith(end) for name in names)]
+        instead = f"; it has {kinds[0]}, which is not read: convert it to tokenizer.json" if kinds else ""
+        raise unavailable(f"{place} has no tokenizer.json{instead}")
     config = _json_object(texts, "tokenizer_config.json")
     return TokenizerFiles(
         tokenizer_json=texts["tokenizer.json"],
@@ -60,17 +90,19 @@ def open_archive(data: bytes) -> TokenizerFiles:
 def _known_texts(archive: zipfile.ZipFile) -> dict[str, str]:
     entries = archive.infolist()
     if len(entries) > MAX_ENTRIES:
-        raise _unavailable(f"the archive has {len(entries)} entries, more than {MAX_ENTRIES}")
+        raise unavailable(f"the archive has {len(entries)} entries, more than {MAX_ENTRIES}")
     left = MAX_INFLATED_BYTES
     texts: dict[str, str] = {}
     for entry in entries:
         parts = entry.filename.replace("\\", "/").split("/")
         if ".." in parts or parts[0] == "" or ":" in entry.filename:
-            raise _unavailable(f"the archive has an entry that leaves its folder: {entry.filename[:80]!r}")
-        if entry.filename not in _KNOWN and not _CHAT_TEMPLATE.fullmatch(entry.filename):
+            raise unavailable(f"the archive has an entry that leaves its folder: {entry.filename[:80]!r}")
+        if entry.filename not in KNOWN_NAMES:
             continue
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise unavailable(f"the archive has a link in place of {entry.filename}")
         if entry.filename in texts:
-            raise _unavailable(f"the archive has two entries named {entry.filename}")
+            raise unavailable(f"the archive has two entries named {entry.filename}")
         content = _inflate(archive, entry, left)
         left -= len(content)
         texts[entry.filename] = content.decode("utf-8")
@@ -83,7 +115,7 @@ def _inflate(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limit_bytes: int)
         while piece := stream.read(min(_CHUNK_BYTES, limit_bytes + 1 - len(content))):
             content += piece
             if len(content) > limit_bytes:
-                raise _unavailable(f"the archive inflates to more than {MAX_INFLATED_BYTES} bytes")
+                raise unavailable(f"the archive inflates to more than {MAX_INFLATED_BYTES} bytes")
     return bytes(content)
 
 
@@ -91,9 +123,9 @@ def _json_object(texts: Mapping[str, str], name: str) -> Mapping[str, Any]:
     try:
         value = json.loads(texts[name]) if name in texts else {}
     except (ValueError, RecursionError) as error:
-        raise _unavailable(f"{name} is not JSON: {error}") from None
+        raise unavailable(f"{name} is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise _unavailable(f"{name} is not a JSON object")
+        raise unavailable(f"{name} is not a JSON object")
     return value
 
 
@@ -119,5 +151,6 @@ def _chat_template(texts: Mapping[str, str], config: Mapping[str, Any]) -> str |
     return stated if isinstance(stated, str) else None
 
 
-def _unavailable(sentence: str) -> TandemError:
+def unavailable(sentence: str) -> TandemError:
+    """The error of a tokenizer that cannot be had."""
     return TandemError(Reason.TOKENIZER_UNAVAILABLE, sentence)

@@ -17,7 +17,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-__all__ = ["TemplateRefusal", "render_chat_template"]
+__all__ = ["TemplateRefusal", "check_chat_template", "render_chat_template"]
 
 
 class TemplateRefusal(Exception):
@@ -35,6 +35,16 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+def check_chat_template(template: str) -> None:
+    """Raise TemplateRefusal if this is not Jinja2 at all. Runs nothing of it."""
+    try:
+        _environment().parse(template)
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateRefusal(f"it is not a Jinja2 template: {error.message} (line {error.lineno})") from None
+    except RecursionError:
+        raise TemplateRefusal("it is nested too deeply") from None
+
+
 def render_chat_template(
     template: str,
     messages: Sequence[Mapping[str, str]],
@@ -49,11 +59,10 @@ def render_chat_template(
     Raises TemplateRefusal and nothing else, except MemoryError and RecursionError turned into it as well.
     """
     try:
-        pieces = (
-            _environment()
-            .from_string(template)
-            .generate(messages=[dict(message) for message in messages], add_generation_prompt=True, **special_tokens)
-        )
+        # transformers defines tools and documents in any case: templates ask `tools is not none`.
+        variables = {"tools": None, "documents": None, "add_generation_prompt": True, **special_tokens}
+        shown = [dict(message) for message in messages]
+        pieces = _environment().from_string(template).generate(messages=shown, **variables)
         text: list[str] = []
         length = 0
         for piece in pieces:

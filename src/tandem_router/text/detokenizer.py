@@ -1,4 +1,6 @@
-"""Incremental detokenizing: the text of a growing token sequence, at a cost per token that does not grow with it.
+"""Incremental detokenizing for any decoder: at a cost per token that does not grow with the text.
+
+For decoders that do not work token by token; `piece_stream.py` is simpler and quicker for those that do.
 
 What a token sequence decodes to depends on its neighbours (a leading space is stripped, bytes join to characters), so
 text is the difference of two decodes of a short window: up to `_shown`, and to the end. It is held back while it ends
@@ -23,9 +25,8 @@ _TAIL = 4
 class Detokenizer:
     """`TextStream` of one choice.
 
-    The concatenation of all `push` results and `flush` equals `decode` of all tokens. One exception: a byte-fallback
-    decoder turns a whole run of byte tokens into U+FFFD when its end proves invalid, and the run's valid beginning has
-    been given out by then.
+    The concatenation of all `push` results and `flush` equals `decode` of all tokens, where a later token does not
+    change text that a run of whole characters had before it.
     """
 
     __slots__ = ("_decode", "_is_flushed", "_shown", "_shown_text", "_window")

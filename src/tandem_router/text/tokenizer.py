@@ -9,6 +9,8 @@ from tokenizers import Tokenizer as RustTokenizer
 from tandem_router.errors import Reason, TandemError
 from tandem_router.text.archive import TokenizerFiles
 from tandem_router.text.detokenizer import Detokenizer
+from tandem_router.text.piece_stream import PieceStream
+from tandem_router.text.pieces import EACH_BYTE, pieces_of
 
 __all__ = ["Tokenizer"]
 
@@ -31,20 +33,26 @@ class Tokenizer:
         vocabulary = self._rust.get_vocab(with_added_tokens=True)
         self._vocab_size = max(vocabulary.values(), default=-1) + 1
         self._bos_token = files.special_tokens.get("bos_token")
+        self._pieces = {
+            skips: pieces_of(self._rust, skip_special_tokens=skips, vocab_size=self._vocab_size)
+            for skips in (False, True)
+        }
 
     @property
     def vocab_size(self) -> int:
         """Token ids are below this."""
         return self._vocab_size
 
-    def encode(self, text: str) -> tuple[int, ...]:
+    def encode(self, text: str, *, adds_special: bool = True) -> tuple[int, ...]:
         """Token ids of a prompt; special tokens written in the text are recognised as such.
 
-        The model's own leading tokens are added, unless the text begins with them already: a rendered chat template
-        brings its own. CPU-bound, about 1 s per 2 MB, with the GIL released (as batches only; `encode` keeps it).
+        adds_special: the model's own leading and trailing tokens are added, unless the text begins with the leading one
+        already.
+        CPU-bound, about 1 s per 2 MB, with the GIL released (as batches only; `encode` keeps it).
         Raises TandemError(INVALID_REQUEST) when the text has lone surrogates.
         """
-        adds_special = not (self._bos_token and text.startswith(self._bos_token))
+        if self._bos_token and text.startswith(self._bos_token):
+            adds_special = False
         try:
             [encoding] = self._rust.encode_batch_fast([text], add_special_tokens=adds_special)
         except (UnicodeError, TypeError) as error:
@@ -52,10 +60,27 @@ class Tokenizer:
         return tuple(encoding.ids)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        """The text of a whole token sequence; ids outside the vocabulary decode to nothing."""
-        return self._rust.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        """The text of a whole token sequence; ids outside the vocabulary decode to nothing.
 
-    def stream(self, *, skip_special_tokens: bool) -> Detokenizer:
-        """A fresh incremental decoder."""
+        As `tokenizers` decodes it, with one difference: it turns a whole run of byte-fallback tokens into U+FFFD when
+        anything in the run is no UTF-8, so that one bad or missing byte at the end takes back every character before
+        it. Here, as in a stream, the characters stay and each byte that is none becomes U+FFFD.
+        """
+        text: str = self._rust.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        pieces = self._pieces[skip_special_tokens]
+        if pieces is not None and pieces.errors == EACH_BYTE and "\N{REPLACEMENT CHARACTER}" in text:
+            stream = PieceStream(pieces)
+            return stream.push(token_ids) + stream.flush()
+        return text
+
+    def stream(self, *, skip_special_tokens: bool, continues: bool = False) -> PieceStream | Detokenizer:
+        """A fresh incremental decoder.
+
+        continues: the tokens go on with a text, as "▁time" goes on with "Once upon a": the space is kept, which
+        decoders of that kind drop at the beginning. Decoders that are read through a window have no such rule.
+        """
+        pieces = self._pieces[skip_special_tokens]
+        if pieces is not None:
+            return PieceStream(pieces, continues=continues)
         rust_decode = self._rust.decode
         return Detokenizer(lambda window: rust_decode(window, skip_special_tokens=skip_special_tokens))

@@ -13,6 +13,9 @@ __all__ = ["card_of", "card_pb"]
 
 _NAME_MOST = 256
 _METADATA_MOST_BYTES = 16 * 1024
+_PATH_MOST = 4096
+_TEMPLATE_MOST = 256 * 1024
+"""Characters; the longest published chat templates have about 20,000."""
 
 
 def card_of(message: pb.ModelCard, path: str) -> ModelCard:
@@ -30,8 +33,8 @@ def card_of(message: pb.ModelCard, path: str) -> ModelCard:
         aliases=tuple(text(f"{path}.aliases", alias, least=1, most=_NAME_MOST) for alias in message.aliases),
         display_name=message.display_name or None,
         context_length=_size(message, f"{path}.context_length"),
-        tokenizer_path=message.tokenizer_path or None,
-        chat_template=message.chat_template or None,
+        tokenizer_path=_path(message, f"{path}.tokenizer_path"),
+        chat_template=text(f"{path}.chat_template", message.chat_template, most=_TEMPLATE_MOST) or None,
         capabilities=tuple(
             pb.ModelCapability.Name(value).removeprefix("MODEL_CAPABILITY_") for value in message.capabilities
         ),
@@ -71,6 +74,14 @@ def card_pb(card: ModelCard) -> pb.ModelCard:
     if card.metadata:
         json_format.ParseDict(dict(card.metadata), message.metadata)
     return message
+
+
+def _path(message: pb.ModelCard, path: str) -> str | None:
+    value = text(path, message.tokenizer_path, most=_PATH_MOST)
+    # It must mean the same place whatever folder the router was started in, and be one to read at a glance.
+    if value and (not value.startswith("/") or ".." in value.split("/") or not value.isprintable()):
+        raise invalid(path, 'It must be an absolute path on the router\'s machine, without "..".')
+    return value or None
 
 
 def _size(message: pb.ModelCard, path: str) -> int | None:
