@@ -6,12 +6,28 @@ from typing import Any
 
 from grpc_health.v1 import health_pb2
 from tests.cli.fakes import FakeRouter, message
-from tests.cli.things import COUNTS, FAILED_JOB, J1, MODEL, PAIR, PLAN, W1, W2, WORKERS, drain_job
+from tests.cli.things import (
+    ADAPTERS,
+    COUNTS,
+    FAILED_JOB,
+    J1,
+    MODEL,
+    OUTCOMES,
+    PAIR,
+    PLAN,
+    W1,
+    W2,
+    WORKERS,
+    drain_job,
+)
 
 from tandem.v1 import (
+    adapter_service_pb2,
+    cache_service_pb2,
     job_service_pb2,
     pair_plan_pb2,
     pair_service_pb2,
+    profile_service_pb2,
     router_service_pb2,
     worker_pb2,
     worker_service_pb2,
@@ -61,6 +77,19 @@ def furnish(fake: FakeRouter) -> None:
         PairService_ReleasePair=pair_service_pb2.ReleasePairResponse(pair=PAIR),
     )
     fake.says(
+        AdapterService_LoadAdapter=_load_adapter,
+        AdapterService_UnloadAdapter=adapter_service_pb2.UnloadAdapterResponse(outcomes=OUTCOMES[:1]),
+        AdapterService_GetAdapter=_get_adapter,
+        AdapterService_ListAdapters=adapter_service_pb2.ListAdaptersResponse(adapters=ADAPTERS),
+        CacheService_FlushCache=_flush,
+        ProfileService_StartProfile=profile_service_pb2.StartProfileResponse(outcomes=OUTCOMES[:1]),
+        ProfileService_StopProfile=TandemError(
+            Reason.RUNTIME_CANNOT_PROFILE,
+            f"worker {W1}: no such rpc",
+            metadata={"worker_id": W1, "failed_workers": "1"},
+        ),
+    )
+    fake.says(
         RouterService_ListModels=router_service_pb2.ListModelsResponse(models=[MODEL]),
         RouterService_GetModel=router_service_pb2.GetModelResponse(model=MODEL),
         Health_Check=health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING),
@@ -105,6 +134,22 @@ def _update_worker(request: worker_service_pb2.UpdateWorkerRequest) -> Any:
             metadata={"generation": "4", "expected_generation": "3", "worker_id": W1},
         )
     return worker_service_pb2.UpdateWorkerResponse(worker=WORKERS[0])
+
+
+def _load_adapter(request: adapter_service_pb2.LoadAdapterRequest) -> Any:
+    outcomes = OUTCOMES if request.workers.model else OUTCOMES[:1]
+    return adapter_service_pb2.LoadAdapterResponse(adapter=ADAPTERS[0], outcomes=outcomes)
+
+
+def _get_adapter(request: adapter_service_pb2.GetAdapterRequest) -> Any:
+    if request.name != "german":
+        return TandemError(Reason.ADAPTER_NOT_FOUND, f"no worker has the adapter {request.name}", field="name")
+    return adapter_service_pb2.GetAdapterResponse(adapter=ADAPTERS[0])
+
+
+def _flush(request: cache_service_pb2.FlushCacheRequest) -> Any:
+    outcomes = OUTCOMES if request.workers.model else OUTCOMES[: len(request.workers.worker_ids)]
+    return cache_service_pb2.FlushCacheResponse(outcomes=outcomes)
 
 
 def _plan(request: pair_service_pb2.PlanPairRequest) -> Any:

@@ -70,6 +70,9 @@ async def test_admin_listener_reflects_everything_else(addresses: Addresses, ver
         "tandem.v1.WorkerService",
         "tandem.v1.JobService",
         "tandem.v1.PairService",
+        "tandem.v1.AdapterService",
+        "tandem.v1.CacheService",
+        "tandem.v1.ProfileService",
         "grpc.channelz.v1.Channelz",
     } <= (found - {"tandem.v1.RouterService"})
 

@@ -14,11 +14,14 @@ from tests.cli.fleet import furnish
 from tests.cli.things import J1, P1, W1
 
 from tandem.v1 import (
+    adapter_service_pb2,
+    cache_service_pb2,
     generate_pb2,
     job_pb2,
     job_service_pb2,
     pair_pb2,
     pair_service_pb2,
+    profile_service_pb2,
     worker_pb2,
     worker_service_pb2,
     worker_spec_pb2,
@@ -26,7 +29,14 @@ from tandem.v1 import (
 from tandem_router.cli import words
 from tandem_router.cli.app import app
 
-SERVICES = (worker_service_pb2, job_service_pb2, pair_service_pb2)
+SERVICES = (
+    worker_service_pb2,
+    job_service_pb2,
+    pair_service_pb2,
+    adapter_service_pb2,
+    cache_service_pb2,
+    profile_service_pb2,
+)
 VERBS = {
     "WorkerService/CreateWorker": f"workers add grpc://a:1 --request-id {W1}",
     "WorkerService/GetWorker": f"workers get {W1}",
@@ -46,6 +56,13 @@ VERBS = {
     "PairService/ReleasePair": f"pairs release {P1} --outcome succeeded",
     "PairService/ListPairs": "pairs list",
     "PairService/WatchPairs": "pairs watch",
+    "AdapterService/LoadAdapter": "adapters load de /a/de --model tiny",
+    "AdapterService/UnloadAdapter": "adapters unload de",
+    "AdapterService/GetAdapter": "adapters get de",
+    "AdapterService/ListAdapters": "adapters list",
+    "CacheService/FlushCache": "cache flush --model tiny",
+    "ProfileService/StartProfile": "profile start --model tiny",
+    "ProfileService/StopProfile": "profile stop --model tiny",
     "RouterService/ListModels": "models",
     "RouterService/GetModel": "models tiny",
 }

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from tests.cli.fakes import message
 
-from tandem.v1 import job_pb2, model_pb2, pair_pb2, pair_plan_pb2, worker_pb2, worker_service_pb2
+from tandem.v1 import (
+    adapter_pb2,
+    job_pb2,
+    model_pb2,
+    pair_pb2,
+    pair_plan_pb2,
+    worker_pb2,
+    worker_selection_pb2,
+    worker_service_pb2,
+)
 
-__all__ = ["COUNTS", "FAILED_JOB", "J1", "MODEL", "NOW_S", "P1", "PAIR", "PLAN", "W1", "W2", "WORKERS", "drain_job"]
+__all__ = ["ADAPTERS", "OUTCOMES"]
+__all__ += ["COUNTS", "FAILED_JOB", "J1", "MODEL", "NOW_S", "P1", "PAIR", "PLAN", "W1", "W2", "WORKERS", "drain_job"]
 
 NOW_S = 1_800_000_000.0
 """2027-01-15T08:00:00Z."""
@@ -29,6 +39,7 @@ WORKERS = [
             "kvCacheDtype": "float32",
             "mismatches": [{"field": "kv_block_size", "stated": "32", "found": "16"}],
             "labels": {"tp_size": "1"},
+            "capabilities": {"seed": True, "kvEvents": True, "adapters": True, "constraints": ["regex", "choice"]},
         },
         conditions=[
             {"type": "CONNECTED", "status": "CONDITION_STATUS_TRUE", "transitionTime": "2027-01-15T07:59:15Z"},
@@ -169,3 +180,25 @@ MODEL = message(
     capacity={"prefillWorkers": 2, "decodeWorkers": 1, "connectors": ["KV_CONNECTOR_RENDEZVOUS"]},
     createTime="2027-01-15T07:00:00Z",
 )
+
+ADAPTERS = [
+    message(
+        adapter_pb2.Adapter,
+        name="german",
+        placements=[
+            {"workerId": W1, "engineId": "7f3a", "path": "/adapters/german", "pinned": True},
+            {"workerId": W2, "path": "/adapters/german"},
+        ],
+    ),
+    message(adapter_pb2.Adapter, name="law", placements=[{"workerId": W1, "engineId": "90c1"}]),
+]
+
+OUTCOMES = [
+    message(worker_selection_pb2.WorkerOutcome, workerId=W1, message="done"),
+    message(
+        worker_selection_pb2.WorkerOutcome,
+        workerId=W2,
+        failure={"reason": "ENGINE_ERROR", "message": "requests are running"},
+    ),
+]
+"""Well on one worker, badly on the other."""

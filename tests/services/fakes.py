@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc
+from tests.services.operated import FakeEngines
 
 from tandem_router.core.registry import Registry
 from tandem_router.core.watch_pairs import PairTable
@@ -33,6 +34,7 @@ from tandem_router.model.stream import (
     ServedBy,
     Usage,
 )
+from tandem_router.model.tokenizer_source import TokenizerSource
 from tandem_router.model.worker import (
     Credentials,
     CredentialsPatch,
@@ -48,10 +50,13 @@ from tandem_router.ports import TokenSink
 from tandem_router.runtime.models import ServedModel, served_models
 from tandem_router.runtime.relay import AbortedCall
 from tandem_router.runtime.watch import Watches
+from tandem_router.services.adapter import AdapterServicer
+from tandem_router.services.cache import CacheServicer
 from tandem_router.services.health import HealthServicer
 from tandem_router.services.job import JobServicer
 from tandem_router.services.listeners import TransportLimits, admin_server, router_server
 from tandem_router.services.pair import PairServicer
+from tandem_router.services.profile import ProfileServicer
 from tandem_router.services.router import RouterLimits, RouterServicer
 from tandem_router.services.worker import WorkerServicer
 
@@ -263,7 +268,7 @@ class FakeRelay:
 class FakeCodec:
     vocab_size = 100
 
-    async def encode(self, text: str) -> tuple[int, ...]:
+    async def encode(self, text: str, *, adds_special: bool) -> tuple[int, ...]:
         return tuple(text.encode())
 
     async def render_chat(self, messages: Sequence[tuple[str, str]]) -> str:
@@ -272,7 +277,7 @@ class FakeCodec:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return bytes(token_ids).decode()
 
-    def stream(self, *, skip_special_tokens: bool) -> object:
+    def stream(self, *, skip_special_tokens: bool, continues: bool) -> object:
         raise NotImplementedError
 
 
@@ -283,7 +288,10 @@ class FakeCodecs:
     def get(self, model: str) -> FakeCodec | None:
         return self.codec
 
-    async def load(self, model: str, archive: bytes) -> None:
+    def source(self, model: str) -> TokenizerSource | None:
+        raise NotImplementedError
+
+    async def load(self, model: str, archive: bytes | None, source: TokenizerSource) -> None:
         raise NotImplementedError
 
 
@@ -315,6 +323,7 @@ class House:
     history: WorkerHistory
     pairs: PairTable
     watches: Watches
+    engines: FakeEngines
     public: grpc.aio.Channel
     admin: grpc.aio.Channel
 
@@ -322,6 +331,7 @@ class House:
 @asynccontextmanager
 async def served(folder: Path) -> AsyncIterator[House]:
     relay, registry, codecs, ids = FakeRelay(), FakeRegistry(), FakeCodecs(), FakeIds()
+    engines = FakeEngines()
     registry.workers = [worker(W1, WorkerType.PREFILL), worker(W2, WorkerType.DECODE, created_at_s=1.5)]
     clock, board, limits = FakeClock(), HealthBoard(stale_after_s=60.0), TransportLimits()
     router = RouterServicer(
@@ -343,6 +353,9 @@ async def served(folder: Path) -> AsyncIterator[House]:
         WorkerServicer(registry, lambda key: 3, clock, watches),
         JobServicer(registry, watches),
         PairServicer(relay, watches, 1 << 20),
+        AdapterServicer(engines, clock),
+        CacheServicer(engines, clock),
+        ProfileServicer(engines, clock),
         health,
         ids,
         limits,
@@ -356,7 +369,7 @@ async def served(folder: Path) -> AsyncIterator[House]:
             grpc.aio.insecure_channel(f"unix:{folder}/public") as to_public,
             grpc.aio.insecure_channel(f"unix:{folder}/admin") as to_admin,
         ):
-            yield House(relay, registry, codecs, board, history, pairs, watches, to_public, to_admin)
+            yield House(relay, registry, codecs, board, history, pairs, watches, engines, to_public, to_admin)
     finally:
         await watches.close()
         await public.stop(None)

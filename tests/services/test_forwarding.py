@@ -56,6 +56,11 @@ def test_credentials_and_grpc_s_own_keys_cannot_be_listed(key: str) -> None:
         ForwardedMetadata(f"traceparent,{key}")
 
 
+def test_client_s_own_authorization_is_never_forwarded() -> None:
+    metadata = (("authorization", "Bearer client"), ("cookie", "c"), ("x-api-key", "k"), ("x-request-id", "r"))
+    assert ForwardedMetadata().of(metadata, "mine") == (("x-request-id", "r"),)
+
+
 def test_default_of_the_setting_is_the_documented_one() -> None:
     assert ServerSettings().forward_metadata == DEFAULT
 

@@ -8,6 +8,8 @@ from typing import Annotated
 import grpc
 import typer
 
+from tandem_router.cli.adapters import app as adapters
+from tandem_router.cli.cache import app as cache
 from tandem_router.cli.console import ADMIN_CREDENTIALS
 from tandem_router.cli.demo import demo
 from tandem_router.cli.engine import engine
@@ -17,6 +19,7 @@ from tandem_router.cli.jobs import app as jobs
 from tandem_router.cli.models import models
 from tandem_router.cli.pairs import app as pairs
 from tandem_router.cli.plan import plan
+from tandem_router.cli.profile import app as profile
 from tandem_router.cli.serve import serve
 from tandem_router.cli.text import example
 from tandem_router.cli.workers import app as workers
@@ -94,6 +97,9 @@ app.command(epilog=example("tandem models -o wide"))(models)
 app.add_typer(workers, name="workers")
 app.add_typer(jobs, name="jobs")
 app.add_typer(pairs, name="pairs")
+app.add_typer(adapters, name="adapters")
+app.add_typer(cache, name="cache")
+app.add_typer(profile, name="profile")
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "UNREACHABLE",
     "USAGE",
     "Admin",
+    "Method",
     "Router",
     "Timeout",
     "advise",

@@ -13,7 +13,11 @@ from tandem_router.cli.console import DEFAULT_ROUTER, Router, channel, to_stderr
 from tandem_router.cli.output import Format, Output, show
 from tandem_router.cli.text import printable
 
-__all__ = ["generate", "stream", "summary", "token_ids"]
+__all__ = ["Adapters", "adapter_refs", "generate", "stream", "summary", "token_ids"]
+
+Adapters = Annotated[
+    list[str] | None, typer.Option("--adapter", metavar="NAME", help="An adapter to apply; may be repeated.")
+]
 
 
 def generate(
@@ -24,6 +28,7 @@ def generate(
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="How many answers.")] = None,
+    adapter: Adapters = None,
     timeout_s: Annotated[float | None, typer.Option("--timeout", min=0, help="Deadline in seconds.")] = None,
     output: Output = Format.TABLE,
     router: Router = DEFAULT_ROUTER,
@@ -34,7 +39,7 @@ def generate(
     """
     if (prompt is None) == (tokens is None):
         raise typer.BadParameter("give either a prompt or --tokens")
-    request = generate_pb2.GenerateRequest(model=model)
+    request = generate_pb2.GenerateRequest(model=model, adapters=adapter_refs(adapter))
     if prompt is not None:
         request.text = prompt
     if tokens is not None:
@@ -54,6 +59,11 @@ def generate(
             print(file=sys.stderr)
             raise typer.Exit(130) from None
     to_stderr(summary(finished), "dim")
+
+
+def adapter_refs(names: list[str] | None) -> list[generate_pb2.AdapterRef]:
+    """Adapters to apply, each as strong as it was made."""
+    return [generate_pb2.AdapterRef(name=name) for name in names or ()]
 
 
 def token_ids(listed: str) -> list[int]:

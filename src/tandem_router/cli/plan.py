@@ -10,7 +10,7 @@ import typer
 
 from tandem.v1 import generate_pb2, kv_pb2, pair_plan_pb2, pair_service_pb2, pair_service_pb2_grpc
 from tandem_router.cli.console import DEFAULT_ADMIN, FAILED, Admin, advise, call, complain, operators
-from tandem_router.cli.generate import token_ids
+from tandem_router.cli.generate import Adapters, adapter_refs, token_ids
 from tandem_router.cli.listing import find_worker
 from tandem_router.cli.output import Format, Output, show
 from tandem_router.cli.text import Column, Table, pairs
@@ -42,6 +42,7 @@ def plan(
     mode: Annotated[ModeWord | None, typer.Option(help="Default: the router decides.")] = None,
     worker: Annotated[str, typer.Option(help="The worker that must generate: its id, or the beginning.")] = "",
     prefill_worker: Annotated[str, typer.Option(help="The worker that must prefill.")] = "",
+    adapter: Adapters = None,
     session_key: Annotated[str, typer.Option(help="The same key prefers the same workers.")] = "",
     output: Output = Format.TABLE,
     admin: Admin = DEFAULT_ADMIN,
@@ -52,7 +53,7 @@ def plan(
     """
     if (prompt is not None and tokens is not None) or (prompt is None and tokens is None and prompt_tokens is None):
         raise typer.BadParameter("give a prompt, --tokens or --prompt-tokens")
-    request = generate_pb2.GenerateRequest(model=model, session_key=session_key)
+    request = generate_pb2.GenerateRequest(model=model, session_key=session_key, adapters=adapter_refs(adapter))
     if prompt is not None:
         request.text = prompt
     if tokens is not None:

@@ -137,6 +137,17 @@ def _drain(drain: worker_pb2.DrainState) -> str:
     return ", ".join(told) + (f": {drain.reason}" if drain.reason else "")
 
 
+def _capabilities(worker: Worker) -> str:
+    """The words of WorkerCapabilities that hold, constraints by their kinds."""
+    if not worker.HasField("facts"):
+        return ""
+    can = worker.facts.capabilities
+    words = [field.name.replace("_", " ") for field in can.DESCRIPTOR.fields if getattr(can, field.name) is True]
+    if can.constraints:
+        words.append(f"constraints ({', '.join(can.constraints)})")
+    return ", ".join(words)
+
+
 def _head(worker: Worker) -> Iterable[tuple[str, str]]:
     facts = worker.facts
     yield "worker", worker.id
@@ -152,6 +163,7 @@ def _head(worker: Worker) -> Iterable[tuple[str, str]]:
         yield "bootstrap", f"{facts.bootstrap_endpoint.host}:{facts.bootstrap_endpoint.port}"
     if facts.kv_block_size:
         yield "kv blocks", f"{facts.kv_block_size} tokens {facts.kv_cache_dtype}".strip()
+    yield "can", _capabilities(worker)
     yield "labels", _labels(worker)
     yield "credentials", "stored" if worker.has_credentials else ""
     if worker.HasField("drain"):

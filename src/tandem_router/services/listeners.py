@@ -10,21 +10,30 @@ from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tandem.v1 import (
+    adapter_service_pb2,
+    adapter_service_pb2_grpc,
+    cache_service_pb2,
+    cache_service_pb2_grpc,
     job_service_pb2,
     job_service_pb2_grpc,
     pair_service_pb2,
     pair_service_pb2_grpc,
+    profile_service_pb2,
+    profile_service_pb2_grpc,
     router_service_pb2,
     router_service_pb2_grpc,
     worker_service_pb2,
     worker_service_pb2_grpc,
 )
 from tandem_router.ports import Ids
+from tandem_router.services.adapter import AdapterServicer
+from tandem_router.services.cache import CacheServicer
 from tandem_router.services.gate import Gate
 from tandem_router.services.guard import CallEnded, Guard
 from tandem_router.services.health import HealthServicer
 from tandem_router.services.job import JobServicer
 from tandem_router.services.pair import PairServicer
+from tandem_router.services.profile import ProfileServicer
 from tandem_router.services.reflection import add_reflection, add_sync_reflection
 from tandem_router.services.router import RouterServicer
 from tandem_router.services.worker import WorkerServicer
@@ -46,6 +55,9 @@ ADMIN_SERVICES = (
     worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name,
     job_service_pb2.DESCRIPTOR.services_by_name["JobService"].full_name,
     pair_service_pb2.DESCRIPTOR.services_by_name["PairService"].full_name,
+    adapter_service_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name,
+    cache_service_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name,
+    profile_service_pb2.DESCRIPTOR.services_by_name["ProfileService"].full_name,
 )
 
 
@@ -78,6 +90,9 @@ def admin_server(
     worker: WorkerServicer,
     job: JobServicer,
     pair: PairServicer,
+    adapter: AdapterServicer,
+    cache: CacheServicer,
+    profile: ProfileServicer,
     health: HealthServicer,
     ids: Ids,
     limits: TransportLimits,
@@ -89,6 +104,9 @@ def admin_server(
     worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(worker, server)
     job_service_pb2_grpc.add_JobServiceServicer_to_server(job, server)
     pair_service_pb2_grpc.add_PairServiceServicer_to_server(pair, server)
+    adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server(adapter, server)
+    cache_service_pb2_grpc.add_CacheServiceServicer_to_server(cache, server)
+    profile_service_pb2_grpc.add_ProfileServiceServicer_to_server(profile, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     channelz.add_channelz_servicer(server)
     add_reflection(server, (*ADMIN_SERVICES, _HEALTH, _CHANNELZ))
