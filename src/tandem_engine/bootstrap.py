@@ -168,6 +168,8 @@ class BootstrapServer:
                 f"page geometry {knock.page_size} tokens, {knock.page_bytes} bytes; here it is "
                 f"{self._geometry.page_size} tokens, {self._geometry.page_bytes} bytes"
             )
+        if knock.content is not None and knock.content != held.content:
+            raise RefusedError("the pages are of another prompt, or of another adapter or version of it")
         if knock.dp_rank is not None and knock.dp_rank != held.rank:
             raise RefusedError(f"rank {knock.dp_rank} wanted, the pages are on rank {held.rank}")
         if knock.request_id is not None:

@@ -43,6 +43,11 @@ class RequestHandle:
 
     # ---- the caller's side ------------------------------------------------------------------------------------------
 
+    @property
+    def content(self) -> int:
+        """The block hash that the last full block of this prompt has under this adapter; see `HeldPages.content`."""
+        return self._bound().content
+
     def __aiter__(self) -> RequestHandle:
         return self
 

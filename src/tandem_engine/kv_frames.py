@@ -67,7 +67,8 @@ class Frame:
 class Knock:
     """What a decode engine asks for: the pages of a room (rendezvous), or of a handle (handoff).
 
-    `pages` is how many pages the decode engine has made room for. `drop` asks to free the pages instead of sending.
+    `pages` is how many pages the decode engine has made room for. `content` is the block hash that their last one must
+    have: it covers the tokens and the adapter's weights. `drop` asks to free the pages instead of sending.
     """
 
     page_size: int
@@ -78,6 +79,7 @@ class Knock:
     request_id: str | None = None
     block_ids: tuple[int, ...] = ()
     dp_rank: int | None = None
+    content: int | None = None
     drop: bool = False
 
     def pack(self) -> bytes:

@@ -88,6 +88,11 @@ class LiveRequest:
         return len(self.request.token_ids)
 
     @property
+    def content(self) -> int:
+        """What the shared pages hold: the last full prompt block's hash, or the root when there is none."""
+        return self.chain[-1] if self.chain else self.root
+
+    @property
     def full_blocks(self) -> int:
         return len(self.chain)
 

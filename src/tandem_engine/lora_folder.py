@@ -27,11 +27,24 @@ __all__ = ["MAX_RANK", "AdapterFolderError", "load_adapter"]
 MAX_RANK = 256
 """Largest r that is served; it bounds an adapter's memory."""
 
+MAX_ALPHA = 1e6
+"""Largest lora_alpha, by size: beyond it float32 sums overflow, whatever the weights."""
+
 _TENSOR = re.compile(
-    r"base_model\.model\.model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+_proj)\.lora_(A|B)(?:\.default)?\.weight"
+    r"base_model\.model\.model\.layers\.([0-9]{1,4})\.((?:self_attn|mlp)\.\w+_proj)\.lora_(A|B)(?:\.default)?\.weight"
 )
 
-_UNSUPPORTED = ("rank_pattern", "alpha_pattern", "modules_to_save", "use_dora", "fan_in_fan_out", "layer_replication")
+# Keys of PEFT's LoraConfig that change the arithmetic, or which tokens it applies to.
+_UNSUPPORTED = (
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "use_dora",
+    "use_qalora",
+    "fan_in_fan_out",
+    "layer_replication",
+    "alora_invocation_tokens",
+)
 
 
 class AdapterFolderError(ModelFolderError):
@@ -49,7 +62,12 @@ def load_adapter(folder: str | Path, config: ModelConfig, *, adapter_id: str, na
         match = _TENSOR.fullmatch(tensor_name)
         if match is None:
             raise AdapterFolderError(f"{path}: tensor {tensor_name} is not of a projection that this engine can change")
-        pairs.setdefault((int(match[1]), match[2]), {})[match[3]] = tensors[tensor_name]
+        pair = pairs.setdefault((int(match[1]), match[2]), {})
+        if match[3] in pair:
+            raise AdapterFolderError(f"{path}: tensor {tensor_name} is there twice, under two names")
+        if not np.isfinite(tensors[tensor_name]).all():
+            raise AdapterFolderError(f"{path}: tensor {tensor_name} holds what is not a number")
+        pair[match[3]] = tensors[tensor_name]
         digest.update(tensor_name.encode() + tensors[tensor_name].tobytes())
     patches = {key: _patch(path, key, pair, config, r, scale) for key, pair in pairs.items()}
     return Adapter(
@@ -67,10 +85,10 @@ def _layer(patches: Mapping[tuple[int, str], Patch], index: int) -> LayerPatches
         return tuple(patches[index, name] for name in names if (index, name) in patches)
 
     return LayerPatches(
-        qkv=of("q_proj", "k_proj", "v_proj"),
-        attention_out=of("o_proj"),
-        gate_up=of("gate_proj", "up_proj"),
-        down=of("down_proj"),
+        qkv=of("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        attention_out=of("self_attn.o_proj"),
+        gate_up=of("mlp.gate_proj", "mlp.up_proj"),
+        down=of("mlp.down_proj"),
     )
 
 
@@ -100,13 +118,13 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, int, int]]:
     hidden, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     return {
-        "q_proj": (queries, hidden, 0),
-        "k_proj": (keys, hidden, queries),
-        "v_proj": (keys, hidden, queries + keys),
-        "o_proj": (hidden, queries, 0),
-        "gate_proj": (inner, hidden, 0),
-        "up_proj": (inner, hidden, inner),
-        "down_proj": (hidden, inner, 0),
+        "self_attn.q_proj": (queries, hidden, 0),
+        "self_attn.k_proj": (keys, hidden, queries),
+        "self_attn.v_proj": (keys, hidden, queries + keys),
+        "self_attn.o_proj": (hidden, queries, 0),
+        "mlp.gate_proj": (inner, hidden, 0),
+        "mlp.up_proj": (inner, hidden, inner),
+        "mlp.down_proj": (hidden, inner, 0),
     }
 
 
@@ -127,8 +145,8 @@ def _rank_and_scale(path: Path) -> tuple[int, float]:
     r, alpha = raw.get("r"), raw.get("lora_alpha")
     if not isinstance(r, int) or isinstance(r, bool) or not 1 <= r <= MAX_RANK:
         raise AdapterFolderError(f"{path}: r must be an integer in [1, {MAX_RANK}], got {r!r}")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
-        raise AdapterFolderError(f"{path}: lora_alpha must be a number, got {alpha!r}")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not -MAX_ALPHA <= alpha <= MAX_ALPHA:
+        raise AdapterFolderError(f"{path}: lora_alpha must be a number in [-{MAX_ALPHA:g}, {MAX_ALPHA:g}]")
     return r, alpha / (math.sqrt(r) if raw.get("use_rslora") else r)
 
 

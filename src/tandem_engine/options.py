@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tandem_engine.credentials import TlsFiles
 from tandem_engine.faults import FaultPlan
+from tandem_engine.settings import EngineSettings
 
 __all__ = ["DEMO_MODEL", "EngineOptions", "Mode", "Protocol", "Task"]
 
@@ -15,6 +16,8 @@ DEMO_MODEL = "demo"
 """The name, instead of a path, of the model in this package."""
 
 NO_FAULTS = FaultPlan()
+
+MAX_PORT = 65535
 
 _WILDCARDS = ("", "0.0.0.0", "::")
 
@@ -57,7 +60,9 @@ class EngineOptions:
     `name` is the engine's own name (vLLM's kv_engine_id); None makes one up per process. `advertise_host` is where
     decode engines find this prefill engine; None means the host of `listen`. `parent_pid`: the engine ends when that
     process does. `grace_s` bounds how long running requests may go on after SIGTERM. `max_adapters` 0 switches LoRA
-    off. `api_key` None lets everybody in.
+    off. The newest `kv_event_history` KV events of a rank can be resumed from; a subscriber with more than
+    `kv_event_queue` unread ones is told DATA_LOSS. `api_key` None lets everybody in. Raises ValueError for a value that
+    cannot be.
     """
 
     protocol: Protocol = Protocol.SGLANG
@@ -81,23 +86,45 @@ class EngineOptions:
     task: Task = Task.BOTH
     max_adapters: int = 8
     kv_events: bool = True
+    kv_event_history: int = 8192
+    kv_event_queue: int = 10_000
     profile_dir: str | None = None
     tls: TlsFiles | None = None
     api_key: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if ":" not in self.listen or not self.listen.rpartition(":")[2].isdigit():
-            raise ValueError(f"listen must be host:port, got {self.listen!r}")
-        if not 0 <= self.bootstrap_port <= 65535:
-            raise ValueError(f"bootstrap_port must be in [0, 65535], got {self.bootstrap_port}")
+        _, colon, port = self.listen.rpartition(":")
+        # Of a larger port gRPC takes the last 16 bits.
+        if not colon or not (port.isascii() and port.isdigit() and int(port) <= MAX_PORT):
+            raise ValueError(f"listen must be host:port with a port in [0, {MAX_PORT}], got {self.listen!r}")
+        if not 0 <= self.bootstrap_port <= MAX_PORT:
+            raise ValueError(f"bootstrap_port must be in [0, {MAX_PORT}], got {self.bootstrap_port}")
+        if self.parent_pid is not None and self.parent_pid < 1:
+            raise ValueError(f"parent_pid must be at least 1, got {self.parent_pid}")
         if self.bootstrap_timeout_s <= 0 or self.grace_s < 0:
             raise ValueError("bootstrap_timeout_s must be positive and grace_s not negative")
         if self.max_adapters < 0:
             raise ValueError(f"max_adapters must not be negative, got {self.max_adapters}")
+        if self.kv_event_history < 0 or self.kv_event_queue < 1:
+            raise ValueError("kv_event_history must not be negative and kv_event_queue at least 1")
+        _ = self.settings
         if self.api_key is not None and (not self.api_key.isascii() or not self.api_key.isprintable()):
             raise ValueError("api_key must be of printable ASCII characters")
         if self.api_key == "":
             raise ValueError("api_key must not be empty")
+
+    @property
+    def settings(self) -> EngineSettings:
+        """The engine's sizes. Raises ValueError for one that is out of range."""
+        return EngineSettings(
+            num_pages=self.num_pages,
+            max_running=self.max_running,
+            prefill_chunk=self.prefill_chunk,
+            max_model_len=self.max_model_len,
+            dp_size=self.dp_size,
+            kv_lease_s=self.kv_lease_s,
+            kv_event_history=self.kv_event_history,
+        )
 
     @property
     def host(self) -> str:

@@ -63,6 +63,8 @@ class StepProfiler:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ProfilerError(f"output_dir {folder}: {error.strerror}") from None
+        except ValueError as error:  # a NUL in the name
+            raise ProfilerError(f"output_dir {str(folder)!r}: {error}") from None
         self._folder, self._first, self._limit = folder, first_step, min(num_steps or MAX_STEPS, MAX_STEPS)
         self._events, self._taken = [], 0
 

@@ -106,6 +106,7 @@ class HeldPages:
     """A finished prefill's pages, kept until `Engine.release` or the lease ends (`deadline_s` on the engine's clock).
 
     `pages` are the pages of FULL prompt blocks only, in prompt order; `num_tokens` is the whole prompt's length.
+    `content` is the last one's block hash; without any it is the root, which only the adapter and salt decide.
     """
 
     hold_id: int
@@ -114,6 +115,7 @@ class HeldPages:
     pages: tuple[int, ...]
     num_tokens: int
     deadline_s: float
+    content: int
 
 
 @dataclass(frozen=True, slots=True)

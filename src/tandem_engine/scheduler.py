@@ -14,6 +14,7 @@ from tandem_engine.accounts import RankAccounts
 from tandem_engine.admission import give_pages, start_behind
 from tandem_engine.config import ModelConfig
 from tandem_engine.kv_cache import PagedKvCache, PageLayout
+from tandem_engine.kv_events import KvEventLog
 from tandem_engine.lifecycle import RequestInput, RequestState
 from tandem_engine.live import Choice, LiveRequest
 from tandem_engine.publishing import publish_generated, publish_prompt
@@ -45,7 +46,7 @@ class RankScheduler:
         """`hold_ids` are unique over the engine's ranks; `on_token` hears of each token before it is emitted."""
         self.rank = rank
         layout = PageLayout(config.num_layers, config.num_kv_heads, settings.page_size, config.head_dim)
-        self.cache = PagedKvCache(layout, settings.num_pages)
+        self.cache = PagedKvCache(layout, settings.num_pages, KvEventLog(settings.kv_event_history))
         self.accounts = RankAccounts(rank)
         self._settings = settings
         self._hold_ids = hold_ids
@@ -272,6 +273,7 @@ class RankScheduler:
                 pages=live.shared_pages,
                 num_tokens=live.prompt_tokens,
                 deadline_s=now_s + self._settings.kv_lease_s,
+                content=live.content,
             )
             self._holds[live.hold.hold_id] = live
             live.sink.held(live.hold)

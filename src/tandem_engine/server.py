@@ -22,7 +22,7 @@ from smg_grpc_proto.generated import (
 from tandem.engine.v1 import ledger_service_pb2, ledger_service_pb2_grpc
 from tandem_engine.adapters import AdapterShelf
 from tandem_engine.bootstrap import BootstrapServer
-from tandem_engine.engine import Engine, EngineSettings
+from tandem_engine.engine import Engine
 from tandem_engine.faults import Faults
 from tandem_engine.model import Model
 from tandem_engine.options import EngineOptions, Mode, Protocol
@@ -97,7 +97,7 @@ async def serve(
     faults = faults or Faults(options.faults)
     if model is None:
         model = await asyncio.to_thread(Model.from_folder, options.model_folder)
-    engine = Engine(model, _settings(options), faults=faults)
+    engine = Engine(model, options.settings, faults=faults)
     life = Life(engine, faults)
     scope_ready: asyncio.Future[asyncio.TaskGroup] = asyncio.get_running_loop().create_future()
     holder = asyncio.create_task(_hold(scope_ready))
@@ -152,17 +152,6 @@ def _register(server: grpc.aio.Server, station: Station) -> str:
     )
     reflection.enable_server_reflection(names, server)
     return name
-
-
-def _settings(options: EngineOptions) -> EngineSettings:
-    return EngineSettings(
-        num_pages=options.num_pages,
-        max_running=options.max_running,
-        prefill_chunk=options.prefill_chunk,
-        max_model_len=options.max_model_len,
-        dp_size=options.dp_size,
-        kv_lease_s=options.kv_lease_s,
-    )
 
 
 async def _hold(ready: asyncio.Future[asyncio.TaskGroup]) -> None:

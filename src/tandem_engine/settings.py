@@ -14,7 +14,7 @@ class EngineSettings:
     `max_running` counts choices that hold a slot (computing, running, or awaiting KV). `prefill_chunk` bounds the
     prompt tokens of one step. `max_model_len` None means what the model and the pages allow. `kv_lease_s` is how long a
     prefill's pages wait for their reader (vLLM holds unused NIXL blocks 30 s). `corrupt_on_abort` imitates engines that
-    free a decode's landing pages while the writer goes on writing.
+    free a decode's landing pages while the writer goes on writing. `kv_event_history` is how many KV events are kept.
     """
 
     num_pages: int = 1024
@@ -25,6 +25,7 @@ class EngineSettings:
     dp_size: int = 1
     kv_lease_s: float = 30.0
     corrupt_on_abort: bool = False
+    kv_event_history: int = 8192
 
     def __post_init__(self) -> None:
         for name in ("num_pages", "page_size", "max_running", "prefill_chunk", "dp_size"):

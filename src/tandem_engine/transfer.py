@@ -59,15 +59,16 @@ class Geometry:
 
 async def pull_pages(
     address: KvAddress, slots: Sequence[int], write: Callable[[int, bytes], None], geometry: Geometry, *,
-    timeout_s: float,
+    timeout_s: float, content: int | None = None,
 ) -> int:  # fmt: skip
     """Fills `slots` with the prompt's pages in order and returns how many came; acknowledged only when all are right.
 
     `write` takes a slot and a page's bytes. `timeout_s` bounds the wait for the header and for each page after it.
-    Raises TransferError for every failure: unreachable, refused, lost, late, short, out of order, damaged.
+    `content` is the block hash that the last page must have. Raises TransferError for every failure: unreachable,
+    refused, of other content, lost, late, short, out of order, damaged.
     """
     try:
-        async with _knock(address, geometry, len(slots), drop=False) as (reader, writer):
+        async with _knock(address, geometry, len(slots), content=content) as (reader, writer):
             async with asyncio.timeout(timeout_s):
                 frame = await read_frame(reader)
             if frame.kind is FrameKind.REFUSED:
@@ -130,7 +131,7 @@ async def drop_pages(address: KvAddress, geometry: Geometry) -> bool:
 
 @asynccontextmanager
 async def _knock(
-    address: KvAddress, geometry: Geometry, pages: int, *, drop: bool
+    address: KvAddress, geometry: Geometry, pages: int, *, content: int | None = None, drop: bool = False
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -146,6 +147,7 @@ async def _knock(
             engine_id=address.engine_id,
             request_id=address.request_id,
             block_ids=address.block_ids,
+            content=content,
             drop=drop,
         )
         writer.write(knock.pack())

@@ -10,6 +10,12 @@ from typing import Any
 import grpc
 import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from smg_grpc_proto.generated import common_pb2, vllm_engine_pb2, vllm_engine_pb2_grpc
@@ -166,6 +172,45 @@ def test_a_key_that_no_header_can_carry_ends_the_engine_with_two(
     assert "api_key must" in capsys.readouterr().err
 
 
-def test_tls_files_that_are_missing_end_the_engine_with_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--tls-certificate", "no-such.pem", "--tls-key", "no-such-key.pem"]) == 1
-    assert "no-such" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("certificate", "key", "words"),
+    [
+        ("no-such.pem", "key.pem", "no-such.pem: No such file"),
+        ("cert.pem", "garbage", "garbage are not a PEM certificate and its unencrypted key"),
+        ("garbage", "key.pem", "garbage and "),
+        ("cert.pem", "other.pem", "other.pem are not a PEM certificate and its unencrypted key: key values mismatch"),
+        ("cert.pem", "locked.pem", "locked.pem are not a PEM certificate and its unencrypted key"),
+    ],
+    ids=["missing", "garbage-key", "garbage-certificate", "foreign-key", "encrypted-key"],
+)
+def test_tls_files_that_cannot_serve_end_the_engine_with_two(
+    authority: trustme.CA, tmp_path: Path, capfd: pytest.CaptureFixture[str], certificate: str, key: str, words: str
+) -> None:
+    files = tls_files(authority, tmp_path)
+    (tmp_path / "garbage").write_text("s3cret, and not PEM")
+    (tmp_path / "other.pem").write_bytes(trustme.CA().issue_cert("127.0.0.1").private_key_pem.bytes())
+    locked = load_pem_private_key(files.key.read_bytes(), None).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"passphrase")
+    )
+    (tmp_path / "locked.pem").write_bytes(locked)
+    flags = ["--tls-certificate", str(tmp_path / certificate), "--tls-key", str(tmp_path / key)]
+    assert main(flags) == 2
+    told = capfd.readouterr().err
+    assert (told.startswith("tandem_engine: "), told.count("\n"), words in told) == (True, 1, True)
+    assert "s3cret" not in told
+
+
+def test_an_authority_without_a_certificate_ends_the_engine_with_two(
+    authority: trustme.CA, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = tls_files(authority, tmp_path)
+    (tmp_path / "ca.pem").write_text("nothing")
+    own = ["--tls-certificate", str(files.certificate), "--tls-key", str(files.key)]
+    assert main([*own, "--tls-client-ca", str(tmp_path / "ca.pem")]) == 2
+    assert "ca.pem has no PEM certificate" in capsys.readouterr().err
+
+
+def test_a_key_that_is_not_text_ends_the_engine_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "key").write_bytes(b"\xff\xfe")
+    assert main(["--api-key-file", str(tmp_path / "key")]) == 2
+    assert "key: the key is not UTF-8 text" in capsys.readouterr().err

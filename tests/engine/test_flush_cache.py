@@ -8,7 +8,18 @@ from typing import Any
 import grpc
 import pytest
 from smg_grpc_proto.generated import common_pb2
-from wire_fixtures import Engine, aggregated, engine, messages, pair, prompt, sglang_request, until, vllm_prefill
+from wire_fixtures import (
+    Engine,
+    aggregated,
+    engine,
+    messages,
+    new_room,
+    pair,
+    prompt,
+    sglang_request,
+    until,
+    vllm_prefill,
+)
 from wire_fixtures import vllm_request as vllm_generate
 
 from tandem_engine.engine import KvEventKind
@@ -102,6 +113,39 @@ async def test_pages_held_for_a_decode_engine_are_not_flushed_away() -> None:
         await messages(decode.vllm.Generate(vllm_generate(prompt(40), kv=handle)))
         assert await prefill.idle() == (0, 0, 0, 0)
         assert (await flush(prefill, Protocol.VLLM)).success
+
+
+async def test_pages_offered_in_a_room_are_not_flushed_away() -> None:
+    async with pair(Protocol.SGLANG) as (prefill, decode):
+        request = sglang_request(prompt(40), room=new_room(), port=prefill.bootstrap_port)
+        offering = asyncio.ensure_future(messages(prefill.sglang.Generate(request)))
+        await until(lambda: prefill.served.station.engine.ledger().running == 0 < prefill_pages(prefill))
+        assert not (await flush(prefill, Protocol.SGLANG)).success
+        flushing = asyncio.ensure_future(flush(prefill, Protocol.SGLANG, 20.0))
+        assert len(await messages(decode.sglang.Generate(request))) == 9
+        await offering
+        assert (await flushing).success
+        received = await decode.ledger()
+    assert (received.pages_received, received.recomputed_blocks) == (2, 0)
+
+
+def prefill_pages(worker: Engine) -> int:
+    return worker.served.station.engine.ledger().held_pages
+
+
+@BOTH
+async def test_an_engine_that_dies_under_a_waiting_flush_does_not_say_flushed(protocol: Protocol) -> None:
+    async with engine(protocol=protocol) as alone:
+        await alone.set_faults(step_latency=30.0)
+        call = generate(alone, protocol, prompt(40), 10)
+        await until(lambda: alone.served.station.engine.ledger().running == 1)
+        flushing = asyncio.ensure_future(flush(alone, protocol, 20.0))
+        await asyncio.wait((asyncio.ensure_future(alone.ledger()),))  # the flush is on its way
+        alone.served.station.life.kill("a test")
+        with pytest.raises(grpc.aio.AioRpcError, match="EngineDeadError") as caught:
+            await flushing
+        call.cancel()
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
 
 
 @BOTH

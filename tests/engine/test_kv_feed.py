@@ -11,7 +11,6 @@ from smg_grpc_proto.generated import common_pb2
 from wire_fixtures import Engine, aggregated, engine, prompt, sglang_request, vllm_request
 from wire_fixtures import messages as everything
 
-from tandem_engine.engine import KvEventKind
 from tandem_engine.options import Protocol
 from tandem_engine.services import kv_feed
 
@@ -74,9 +73,7 @@ async def test_a_start_that_was_never_reached_means_another_engine(protocol: Pro
 
 
 async def test_a_start_that_is_no_longer_kept_is_out_of_range() -> None:
-    async with engine() as alone:
-        log = alone.served.station.engine.kv_events(0)
-        log._events = type(log._events)(maxlen=1)
+    async with engine(kv_event_history=1) as alone:
         await aggregated(Protocol.SGLANG, alone, prompt(60))
         error = await refusal(alone, Protocol.SGLANG, 1)
     assert (error.code(), "sequence 1 is gone" in (error.details() or "")) == (grpc.StatusCode.OUT_OF_RANGE, True)
@@ -137,13 +134,22 @@ async def test_loads_come_before_the_first_event_only_when_asked_for(monkeypatch
     assert (first.sequence_number, len(first.events)) == (1, 1)
 
 
-async def test_a_subscriber_that_falls_behind_is_told_that_it_has_lost_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kv_feed, "QUEUE_LIMIT", 2)
-    async with engine() as alone:
-        call = await subscribe(alone, Protocol.SGLANG)
-        log = alone.served.station.engine.kv_events(0)
-        for _ in range(20):
-            log.record(KvEventKind.CLEARED)
+@BOTH
+async def test_a_subscriber_that_falls_behind_is_told_that_it_has_lost_data(protocol: Protocol) -> None:
+    async with engine(protocol=protocol, kv_event_queue=2) as alone:
+        call = await subscribe(alone, protocol)
+        await aggregated(protocol, alone, prompt(200))  # 12 blocks in one step
+        numbers = [(await read(call)).sequence_number for _ in range(2)]
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await everything(call)
-    assert caught.value.code() is grpc.StatusCode.DATA_LOSS
+            await read(call)
+    assert (numbers, caught.value.code()) == ([1, 2], grpc.StatusCode.DATA_LOSS)
+
+
+async def test_what_a_resumed_subscriber_missed_does_not_count_as_unread() -> None:
+    async with engine(kv_event_queue=1) as alone:
+        await aggregated(Protocol.SGLANG, alone, prompt(100))
+        call = await subscribe(alone, Protocol.SGLANG, 1)
+        alone.served.station.engine.clear_cache()
+        numbers = [(await read(call)).sequence_number for _ in range(7)]
+        call.cancel()
+    assert numbers == [1, 2, 3, 4, 5, 6, 7]

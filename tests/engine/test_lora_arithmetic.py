@@ -12,7 +12,7 @@ from adapter_folders import PROJECTIONS, random_tensors, write_adapter
 from engine_driving import GREEDY, SEEDED, collect, generate, outputs, prompt, request
 from engine_model import RunEngine
 from engine_stepping import Rows
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tandem_engine.lora import Adapter
@@ -25,7 +25,8 @@ from tandem_engine.weights import LayerWeights
 def adapters(model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Adapter, Adapter]:
     folder = tmp_path_factory.mktemp("adapters")
     first = write_adapter(folder / "first", model.config, seed=1)
-    second = write_adapter(folder / "second", model.config, seed=2, rank=8, modules=("q_proj", "v_proj", "down_proj"))
+    # Rank 1: BLAS takes other kernels for products with a side of one.
+    second = write_adapter(folder / "second", model.config, seed=2, rank=1, modules=("q_proj", "v_proj", "down_proj"))
     return loaded(model, first, "first"), loaded(model, second, "second")
 
 
@@ -97,25 +98,37 @@ async def test_adapters_change_the_greedy_answer_each_its_own_way(
 @given(
     wanted=st.lists(st.tuples(st.integers(1, 60), st.integers(0, 2), st.booleans()), min_size=2, max_size=6),
     chunk=st.sampled_from([7, 64, 256]),
+    shared=st.booleans(),
 )
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(wanted=[(20, 0, False), (33, 1, False), (9, 2, True), (33, 1, True), (1, 2, False)], chunk=64, shared=False)
+@example(wanted=[(20, 2, False), (33, 1, False), (9, 0, True), (17, 2, True)], chunk=7, shared=True)
+@settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_a_batch_of_mixed_adapters_answers_as_each_request_alone(
-    run_engine: RunEngine, adapters: tuple[Adapter, Adapter], wanted: list[tuple[int, int, bool]], chunk: int
+    run_engine: RunEngine,
+    adapters: tuple[Adapter, Adapter],
+    wanted: list[tuple[int, int, bool]],
+    chunk: int,
+    shared: bool,
 ) -> None:
+    """`shared`: every prompt begins with the same 32 tokens, which other requests have left in the cache before."""
+    begin = prompt(32, 99) if shared else ()
     asked = [
         request(
             f"r{at}",
-            prompt(length, at),
+            (*begin, *prompt(length, at)),
             dataclasses.replace(SEEDED if seeded else GREEDY, max_tokens=6, logprobs=2),
             adapter=(None, *adapters)[which],
         )
         for at, (length, which, seeded) in enumerate(wanted)
     ]
     async with run_engine(prefill_chunk=chunk) as together:
+        for at, adapter in enumerate((adapters[1], None, adapters[0]) if shared else ()):
+            await generate(together, request(f"w{at}", begin, adapter=adapter))
         handles = [together.submit(one) for one in asked]
         batched = [await collect(handle) for handle in handles]
-    async with run_engine() as alone:
-        for one, emissions in zip(asked, batched, strict=True):
+    for one, emissions in zip(asked, batched, strict=True):
+        assert not shared or emissions[0].cached_tokens >= 32
+        async with run_engine() as alone:
             assert [(item.token_id, item.logprob, item.top_logprobs) for item in await generate(alone, one)] == [
                 (item.token_id, item.logprob, item.top_logprobs) for item in emissions
             ]
@@ -157,6 +170,10 @@ def test_other_weights_under_the_same_name_have_another_cache_key(
         ({"r": True}, "r must be an integer"),
         ({"r": 5}, "shapes are"),
         ({"lora_alpha": "8"}, "lora_alpha must be a number"),
+        ({"lora_alpha": 10**400}, "lora_alpha must be a number in [-1e+06, 1e+06]"),
+        ({"lora_alpha": float("nan")}, "lora_alpha must be a number"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
+        ({"use_qalora": True}, "use_qalora"),
     ],
 )
 def test_a_configuration_that_is_not_served_is_refused_by_name(
@@ -171,8 +188,15 @@ def test_a_configuration_that_is_not_served_is_refused_by_name(
     ("name", "words"),
     [
         ("base_model.model.lm_head.lora_A.weight", "not of a projection"),
-        ("base_model.model.model.layers.99.self_attn.q_proj.lora_A.weight", "layer 99 q_proj: the model has no such"),
-        ("base_model.model.model.layers.0.self_attn.x_proj.lora_A.weight", "layer 0 x_proj: the model has no such"),
+        (
+            "base_model.model.model.layers.99.self_attn.q_proj.lora_A.weight",
+            "layer 99 self_attn.q_proj: the model has no such",
+        ),
+        (
+            "base_model.model.model.layers.0.self_attn.x_proj.lora_A.weight",
+            "layer 0 self_attn.x_proj: the model has no such",
+        ),
+        ("base_model.model.model.layers.0.mlp.q_proj.lora_A.weight", "layer 0 mlp.q_proj: the model has no such"),
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", "lora_A and lora_B belong together"),
     ],
 )
@@ -181,6 +205,23 @@ def test_a_tensor_that_fits_nothing_is_refused_by_name(model: Model, tmp_path: P
     with pytest.raises(AdapterFolderError) as caught:
         loaded(model, folder, "bad")
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused_by_name(model: Model, tmp_path: Path, value: float) -> None:
+    tensors = random_tensors(model.config, seed=1, r=4, modules=("q_proj",), strength=1.0)
+    name = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
+    tensors[name][3, 2] = value
+    with pytest.raises(AdapterFolderError, match=rf"tensor {name} holds what is not a number"):
+        loaded(model, write_adapter(tmp_path, model.config, tensors=tensors), "bad")
+
+
+def test_a_tensor_under_two_names_is_refused(model: Model, tmp_path: Path) -> None:
+    tensors = random_tensors(model.config, seed=1, r=4, modules=("q_proj",), strength=1.0)
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    tensors[name.replace("lora_A.", "lora_A.default.")] = tensors[name]
+    with pytest.raises(AdapterFolderError, match="twice, under two names"):
+        loaded(model, write_adapter(tmp_path, model.config, tensors=tensors), "bad")
 
 
 @pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])

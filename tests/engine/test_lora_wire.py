@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,24 @@ async def test_an_unloaded_adapter_serves_its_running_request_to_the_end_and_no_
         assert not running.done()
         await alone.set_faults()
         assert await running == expected
+
+
+async def test_an_unloaded_adapter_gives_its_memory_back_when_its_last_request_ends(folder: Path) -> None:
+    async with engine() as alone:
+        await load(alone, folder)
+        # Adapters cannot be referred to weakly, their arrays can.
+        patch = alone.served.station.adapters.get("id-1").layers[0].qkv[0]
+        weights = [weakref.ref(patch.up), weakref.ref(patch.down)]
+        del patch
+        await alone.set_faults(step_latency=0.01)
+        running = asyncio.create_task(answer(alone, "id-1", max_new_tokens=30))
+        await until(lambda: alone.served.station.life.active == 1)
+        await unload(alone, "brief")
+        gc.collect()
+        assert all(weight() is not None for weight in weights)
+        await alone.set_faults()
+        await running
+        await until(lambda: gc.collect() >= 0 and all(weight() is None for weight in weights))
 
 
 async def test_other_weights_under_the_same_id_do_not_meet_the_old_blocks(folder: Path, tmp_path: Path) -> None:

@@ -110,6 +110,12 @@ async def test_vllm_fails_a_second_start_and_forgives_a_second_stop(tmp_path: Pa
     assert [reply.success for reply in replies] == [True, True]
 
 
+async def test_a_folder_name_that_no_system_has_is_refused() -> None:
+    async with engine() as alone:
+        reply = await start(alone, Protocol.SGLANG, output_dir="a\0b")
+    assert (reply.success, reply.message.startswith("output_dir 'a")) == (False, True)
+
+
 @pytest.mark.parametrize("num_steps", [0, -1])
 def test_a_profile_of_no_steps_is_refused(tmp_path: Path, num_steps: int) -> None:
     with pytest.raises(ProfilerError, match="num_steps must be at least 1"):

@@ -21,6 +21,7 @@ from smg_grpc_proto.generated import vllm_engine_pb2_grpc
 from wire_fixtures import messages, prompt, tail, vllm_request
 
 from tandem_engine.credentials import TlsFiles
+from tandem_engine.flags import make_parser
 from tandem_engine.main import main, parse_options
 from tandem_engine.options import EngineOptions, Mode, Protocol, Task
 
@@ -164,10 +165,37 @@ async def test_a_process_serves_tls_to_those_who_bring_its_key(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("flags", "code"),
-    [(["--fault", "nonsense"], 2), (["--listen", "nowhere"], 2), (["--model", "no-such-folder"], 1)],
+    [
+        (["--fault", "nonsense"], 2),
+        (["--listen", "nowhere"], 2),
+        (["--listen", "127.0.0.1:65536"], 2),
+        (["--listen", "127.0.0.1:\u00b2"], 2),
+        (["--bootstrap-port", "65536"], 2),
+        (["--num-pages", "0"], 2),
+        (["--dp-size", "0"], 2),
+        (["--max-running", "0"], 2),
+        (["--prefill-chunk", "0"], 2),
+        (["--max-model-len", "1"], 2),
+        (["--kv-lease", "0s"], 2),
+        (["--bootstrap-timeout", "0s"], 2),
+        (["--grace", "10"], 2),
+        (["--parent-pid", "0"], 2),
+        (["--max-adapters", "-1"], 2),
+        (["--kv-event-history", "-1"], 2),
+        (["--kv-event-queue", "0"], 2),
+        (["--model", "no-such-folder"], 1),
+    ],
+    ids=lambda value: "=".join(value).replace("\u00b2", "superscript") if isinstance(value, list) else str(value),
 )
 def test_engine_that_cannot_serve_says_why_and_exits(
     flags: list[str], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(flags) == code
-    assert capsys.readouterr().err.startswith("tandem_engine: ")
+    told = capsys.readouterr().err
+    assert (told.startswith("tandem_engine: "), told.count("\n")) == (True, 1)
+
+
+def test_every_flag_says_what_it_means() -> None:
+    actions = make_parser()._actions
+    assert [action.dest for action in actions if not action.help] == []
+    assert len({action.help for action in actions}) == len(actions)

@@ -22,7 +22,7 @@ async def flush_like_sglang(station: Station, request: pb.FlushCacheRequest, con
     """success=false under status OK when requests are in flight, at once or after `timeout_s`."""
     if station.life.is_dead:
         await station.dead(context)
-    if not await _idle_within(station, request.timeout_s):
+    if not await _idle_within(station, request.timeout_s, context):
         return pb.FlushCacheResponse(success=False, message=f"Flush cache failed; {_BUSY}")
     return _flushed(station)
 
@@ -36,14 +36,15 @@ async def flush_like_vllm(station: Station, request: pb.FlushCacheRequest, conte
         await station.dead(context)
     if not math.isfinite(request.timeout_s) or request.timeout_s < 0:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "timeout_s must be finite and non-negative")
-    if not await _idle_within(station, request.timeout_s):
+    if not await _idle_within(station, request.timeout_s, context):
         if request.timeout_s:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"Flush cache timed out; {_BUSY}")
         return pb.FlushCacheResponse(success=False, message=f"KV prefix cache reset refused; {_BUSY}")
     return _flushed(station)
 
 
-async def _idle_within(station: Station, timeout_s: float) -> bool:
+async def _idle_within(station: Station, timeout_s: float, context: Context) -> bool:
+    """Whether nobody refers to a page, now or before the timeout is over. Aborts the call when the engine dies."""
     if not timeout_s > 0:
         return station.engine.is_idle
     try:
@@ -52,6 +53,8 @@ async def _idle_within(station: Station, timeout_s: float) -> bool:
                 await asyncio.sleep(POLL_S)
     except TimeoutError:
         return False
+    if station.life.is_dead:
+        await station.dead(context)
     return True
 
 

@@ -19,10 +19,7 @@ from tandem_engine.engine import KvEvent
 from tandem_engine.services.kv_batches import batch, load_batch
 from tandem_engine.services.station import Context, Station
 
-__all__ = ["HEARTBEAT_S", "LOAD_TICK_S", "QUEUE_LIMIT", "stream_kv_events"]
-
-QUEUE_LIMIT = 10_000
-"""Events kept for a subscriber that does not read; a slower one is told to resync."""
+__all__ = ["HEARTBEAT_S", "LOAD_TICK_S", "stream_kv_events"]
 
 LOAD_TICK_S = 0.1
 """How often a stream without events looks for a changed load (servicer 0.14.1)."""
@@ -40,12 +37,13 @@ async def stream_kv_events(station: Station, request: pb.SubscribeKvEventsReques
     if not station.options.kv_events:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "KV cache events not enabled; start without --no-kv-events")
     missed = await _missed(station, request.start_sequence_number, context)
+    limit = station.options.kv_event_queue + len(missed)
     queue: asyncio.Queue[tuple[int, KvEvent] | None] = asyncio.Queue()
     for event in missed:
         queue.put_nowait((0, event))
     with ExitStack() as subscriptions:
         for rank in range(station.options.dp_size):
-            subscriptions.callback(station.engine.kv_events(rank).subscribe(_teller(queue, rank)))
+            subscriptions.callback(station.engine.kv_events(rank).subscribe(_teller(queue, rank, limit)))
         await context.send_initial_metadata(())
         await _Feed(station, context, admits_zero=request.load_records_before_first_batch).run(queue)
 
@@ -67,12 +65,16 @@ async def _missed(station: Station, start: int, context: Context) -> tuple[KvEve
     return missed
 
 
-def _teller(queue: asyncio.Queue[tuple[int, KvEvent] | None], rank: int) -> Callable[[KvEvent], None]:
+def _teller(queue: asyncio.Queue[tuple[int, KvEvent] | None], rank: int, limit: int) -> Callable[[KvEvent], None]:
+    """Queues a rank's events; None, once, in place of the first that would be one too many."""
+    is_full = False
+
     def tell(event: KvEvent) -> None:
-        if queue.qsize() < QUEUE_LIMIT:
-            queue.put_nowait((rank, event))
-        elif queue.qsize() == QUEUE_LIMIT:
-            queue.put_nowait(None)
+        nonlocal is_full
+        if is_full:
+            return
+        is_full = queue.qsize() >= limit
+        queue.put_nowait(None if is_full else (rank, event))
 
     return tell
 
@@ -99,7 +101,9 @@ class _Feed:
                 await self._tell_loads()
                 continue
             if item is None:
-                await self._context.abort(grpc.StatusCode.DATA_LOSS, f"more than {QUEUE_LIMIT} events unread")
+                await self._context.abort(
+                    grpc.StatusCode.DATA_LOSS, f"more than {self._station.options.kv_event_queue} events unread"
+                )
             rank, event = item
             self._last[rank] = event.sequence
             await self._context.write(batch(rank, event, page_size))

@@ -150,7 +150,10 @@ class DecodeLeg:
         try:
             slots = await self.handle.landing_pages()
             knocked = True
-            count = await pull_pages(self._address, slots, self._write, self._geometry, timeout_s=self._timeout_s)
+            count = await pull_pages(
+                self._address, slots, self._write, self._geometry,
+                timeout_s=self._timeout_s, content=self.handle.content,
+            )  # fmt: skip
         except TransferError as error:
             self._failed(str(error))
         except EngineError as error:

@@ -92,6 +92,11 @@ def _sampling(raw: pb.SamplingParams, phase: Phase) -> SamplingParams:
     )
 
 
+_BEGUN_BLOCK = -1
+"""Stands for the block that a prompt shorter than one began. Real prefill engines name it, and their decode engines die
+of an empty list; this one's decode computes those few tokens anew."""
+
+
 def transfer(request: pb.GenerateRequest) -> dict[str, Any] | None:
     """The request's kv_transfer_params; None when it has none. Raises EngineError(INVALID) unless a JSON object."""
     if not request.HasField("kv_transfer_params_json"):
@@ -111,7 +116,7 @@ def handoff(held: HeldPages, *, engine_id: str, request_id: str, host: str, port
         {
             "do_remote_prefill": True,
             "do_remote_decode": False,
-            "remote_block_ids": list(held.pages),
+            "remote_block_ids": list(held.pages) or [_BEGUN_BLOCK],
             "remote_engine_id": engine_id,
             "remote_request_id": request_id,
             "remote_host": host,
@@ -128,7 +133,7 @@ def remote(params: dict[str, Any]) -> KvAddress:
         port=int(params["remote_port"]),
         engine_id=str(params["remote_engine_id"]),
         request_id=str(params["remote_request_id"]),
-        block_ids=tuple(int(block) for block in params["remote_block_ids"]),
+        block_ids=tuple(int(block) for block in params["remote_block_ids"] if block != _BEGUN_BLOCK),
     )
 
 

@@ -190,6 +190,20 @@ async def test_cancel_of_a_waiting_embed_empties_the_ledger(protocol: Protocol) 
 
 
 @BOTH
+async def test_cancel_of_a_half_computed_embed_empties_the_ledger(protocol: Protocol) -> None:
+    async with engine(protocol=protocol, prefill_chunk=16) as alone:
+        await alone.set_faults(step_latency=0.02)
+        call = ask(alone, protocol, demo_prompt(2000))
+        reading = asyncio.ensure_future(call)
+        await until(lambda: alone.served.station.engine.ledger().prompt_tokens > 0)
+        reading.cancel()
+        call.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        assert await alone.idle() == (0, 0, 0, 0)
+        assert (await alone.ledger()).prompt_tokens < 2000
+
+
+@BOTH
 async def test_an_abort_ends_a_waiting_embed(protocol: Protocol) -> None:
     async with engine(protocol=protocol) as alone:
         await alone.set_faults(step_latency=30.0)
