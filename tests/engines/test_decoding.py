@@ -172,6 +172,19 @@ def test_sglang_stop_token_under_ignore_eos_ends_the_choice_here() -> None:
     assert (tokens(found), end(found).reason, end(found).matched_stop) == ([1, 2, 5], FinishReason.STOP, 5)
 
 
+@pytest.mark.parametrize("before", [[], [sglang_chunk([1], 1)]], ids=["all in the end", "the rest in the end"])
+def test_stop_token_in_an_end_cuts_off_what_follows_it(before: list[object]) -> None:
+    leg = replace(sampled(AGGREGATE, ignore_eos=True, stop_token_ids=(5, 6)), output_logprobs=True, is_streaming=False)
+    response = sglang_complete([1, 2, 5, 6, 7], 5)
+    rows = response.complete.output_logprobs
+    rows.token_ids.extend([1, 2, 5, 6, 7])
+    rows.token_logprobs.extend([-1.0, -2.0, -5.0, -6.0, -7.0])
+    found = items(SGLANG, leg, [*before, response])
+    last = end(found)
+    assert (tokens(found), last.reason, last.matched_stop) == ([1, 2, 5], FinishReason.STOP, 5)
+    assert (last.completion_tokens, last.logprobs[-2:]) == (3, (TokenLogprob(2, -2.0), TokenLogprob(5, -5.0)))
+
+
 def test_choice_ended_here_asks_for_the_calls_cancel() -> None:
     decoder = SGLANG.decoder(sampled(AGGREGATE, ignore_eos=True, stop_token_ids=(5,)))
     decoder.decode(sglang_chunk([5], 1))
@@ -197,6 +210,8 @@ def test_logprobs_are_those_of_the_new_tokens() -> None:
     assert end(found).logprobs == (TokenLogprob(2, -0.25, ((2, -0.25), (9, -3.0))),)
 
 
+NO_GRAMMAR = "the engine could not continue the request under its constraint: the scheduler aborted the request: {"
+"""smg-grpc-servicer 0.14.1; every retry would fail alike, after a prefill each."""
 STATUSES = [
     (SGLANG, AGGREGATE, Code.INVALID_ARGUMENT, "too long", Reason.INVALID_REQUEST),
     (SGLANG, AGGREGATE, Code.RESOURCE_EXHAUSTED, "queue full", Reason.WORKER_REFUSED),
@@ -207,6 +222,10 @@ STATUSES = [
     (SGLANG, RENDEZVOUS_DECODE, Code.INTERNAL, "out of memory", Reason.ENGINE_ERROR),
     (VLLM, AGGREGATE, Code.INTERNAL, "engine dead", Reason.ENGINE_ERROR),
     (VLLM, AGGREGATE, Code.ABORTED, "aborted", Reason.ENGINE_ABORTED),
+    (VLLM, AGGREGATE, Code.FAILED_PRECONDITION, "paused", Reason.WORKER_REFUSED),
+    (SGLANG, AGGREGATE, Code.FAILED_PRECONDITION, NO_GRAMMAR, Reason.INVALID_REQUEST),
+    (SGLANG, RENDEZVOUS_DECODE, Code.FAILED_PRECONDITION, NO_GRAMMAR, Reason.INVALID_REQUEST),
+    (VLLM, AGGREGATE, Code.FAILED_PRECONDITION, NO_GRAMMAR, Reason.INVALID_REQUEST),
 ]
 
 

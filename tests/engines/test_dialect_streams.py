@@ -190,6 +190,24 @@ def with_logprobs(message: Message, ids: Sequence[int]) -> Message:
 
 
 @every_dialect
+def test_alternatives_come_likeliest_first_whatever_the_engine_puts_first(dialect: Dialect) -> None:
+    chunk: Any = streamed(dialect, [[4]])[0]
+    tops = {4: -3.0, 8: -0.25, 9: -1.0}
+    if hasattr(chunk.chunk, "output_logprobs"):
+        rows = chunk.chunk.output_logprobs
+        rows.token_ids.append(4)
+        rows.token_logprobs.append(-3.0)
+        rows.top_logprobs.add(token_ids=list(tops), values=list(tops.values()))
+    else:
+        row = chunk.chunk.logprobs.add(token_id=4, logprob=-3.0)
+        for token, value in tops.items():
+            row.top_logprobs.add(token_id=token, logprob=value)
+    item = dialect.decoder(replace(AGGREGATE, output_logprobs=True, top_logprobs=2)).decode(chunk)
+    assert item is not None
+    assert item.logprobs == (TokenLogprob(4, -3.0, ((8, -0.25), (9, -1.0))),)
+
+
+@every_dialect
 @pytest.mark.parametrize("top", [0, 1, 2])
 def test_logprobs_have_one_shape(dialect: Dialect, top: int) -> None:
     messages = streamed(dialect, [[1], [2, 3]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from smg_grpc_proto.generated import sglang_scheduler_pb2 as sglang
 from smg_grpc_proto.generated import vllm_engine_pb2 as vllm
@@ -12,6 +14,9 @@ from tandem_router.model.pairing import BootstrapEndpoint, HandshakeKind, KvRole
 from tandem_router.model.request import ConstraintKind
 from tandem_router.model.spec import RuntimeType, WorkerType
 from tandem_router.model.worker import RankLoad, WorkerFacts
+
+ENGINE_ID = "0b8e9a54-8a6d-4f0e-9d5f-0c8a3f1f7e11"
+"""As vLLM draws one where the operator states none."""
 
 
 def sglang_facts(**server_args: object) -> WorkerFacts:
@@ -92,6 +97,12 @@ def test_odd_values_are_not_said() -> None:
     assert (facts.dp_size, facts.kv_block_size, facts.max_running_requests) == (1, None, None)
 
 
+@pytest.mark.parametrize("odd", [math.inf, -math.inf, math.nan, 1e300, 0.5])
+def test_one_odd_number_leaves_the_other_facts(odd: float) -> None:
+    facts = sglang_facts(dp_size=odd, page_size=16)
+    assert (facts.dp_size, facts.kv_block_size) == (1, 16)
+
+
 def test_model_path_names_an_unnamed_model() -> None:
     facts = SglangDialect().facts(sglang.GetModelInfoResponse(model_path="/m"), sglang.GetServerInfoResponse())
     assert facts.model_id == "/m"
@@ -109,21 +120,34 @@ def test_model_that_does_not_generate_embeds() -> None:
 
 @pytest.mark.parametrize(
     ("args", "applies"),
-    [({}, False), ({"enable_lora": False}, False), ({"enable_lora": True}, True), ({"lora_paths": ["a=/a"]}, True)],
+    [
+        ({}, False),
+        ({"enable_lora": False}, False),
+        ({"enable_lora": True}, True),
+        ({"lora_paths": ["a=/a"]}, True),
+        ({"lora_paths": {"a": "/a"}}, True),
+        ({"lora_paths": []}, False),
+        ({"lora_paths": {}}, False),
+    ],
 )
 def test_sglang_applies_adapters_where_it_was_started_to(args: dict[str, object], applies: bool) -> None:
     assert sglang_facts(**args).applies_adapters is applies
 
 
 def test_vllm_producer_is_a_prefill_worker() -> None:
-    facts = vllm_facts(kv_role="kv_producer", kv_connector="NixlConnector", kv_engine_id="e", block_size=16)
+    facts = vllm_facts(kv_role="kv_producer", kv_connector="NixlConnector", kv_engine_id=ENGINE_ID, block_size=16)
     assert (facts.kv_role, facts.disaggregation_mode, facts.kv_connector, facts.instance, facts.kv_block_size) == (
         KvRole.PRODUCER,
         WorkerType.PREFILL,
         "NixlConnector",
-        "e",
+        ENGINE_ID,
         16,
     )
+
+
+def test_vllm_engine_id_that_an_operator_chose_names_no_process() -> None:
+    facts = vllm_facts(kv_connector="NixlConnector", kv_engine_id="prefill-0")
+    assert (facts.kv_engine_id, facts.instance) == ("prefill-0", None)
 
 
 def test_vllm_with_a_connector_hands_off() -> None:
@@ -148,9 +172,25 @@ def test_default_sampling_keeps_numbers_only() -> None:
     assert VllmDialect().facts(model_info, vllm.GetServerInfoResponse()).default_sampling == {"temperature": 0.6}
 
 
-def test_broken_default_sampling_is_not_said() -> None:
-    model_info = vllm.GetModelInfoResponse(default_sampling_params_json="{")
+@pytest.mark.parametrize("odd", ["NaN", "Infinity", "-Infinity", "1e400", "1e12", "1" + "0" * 400])
+def test_default_that_no_request_could_carry_is_not_said(odd: str) -> None:
+    text = f'{{"temperature": 0.6, "top_k": {odd}}}'
+    model_info = vllm.GetModelInfoResponse(default_sampling_params_json=text)
+    assert VllmDialect().facts(model_info, vllm.GetServerInfoResponse()).default_sampling == {"temperature": 0.6}
+
+
+@pytest.mark.parametrize("broken", ["{", "[]", "7", "[" * 100_000], ids=["open", "list", "number", "deep"])
+def test_broken_default_sampling_is_not_said(broken: str) -> None:
+    model_info = vllm.GetModelInfoResponse(default_sampling_params_json=broken)
     assert VllmDialect().facts(model_info, vllm.GetServerInfoResponse()).default_sampling == {}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "running"), [((0, 2, 3), [0]), ((1, 2), []), ((5,), [5]), ((2, 0, 1), [0, 1, 2]), ((0, 0), [0])]
+)
+def test_load_is_never_taken_for_another_ranks(ranks: tuple[int, ...], running: list[int]) -> None:
+    response = vllm.GetLoadsResponse(loads=[vllm.SchedulerLoad(dp_rank=rank, num_running_reqs=rank) for rank in ranks])
+    assert [load.running for load in VllmDialect().loads(response, 1.5)] == running
 
 
 def test_loads_come_in_rank_order() -> None:

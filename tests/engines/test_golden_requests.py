@@ -53,6 +53,7 @@ SGLANG, VLLM = SglangDialect(), VllmDialect()
 TRTLLM, TOKENSPEED, MLX = TrtllmDialect(), TokenspeedDialect(), MlxDialect()
 ONE_SEQUENCE = replace(FULL, n=1, min_tokens=None, seed=None)
 LOGPROBS = replace(AGGREGATE, output_logprobs=True, top_logprobs=3, is_streaming=False)
+STORE = WorkerFacts(RuntimeType.VLLM, "m", kv_connector="MooncakeStoreConnector")
 DEFAULTED = WorkerFacts(RuntimeType.SGLANG, "m", default_sampling={"temperature": 0.6, "top_p": 0.95, "top_k": 20})
 PROMPT_LOGPROBS = {"output_logprobs": True, "prompt_logprobs": True, "top_logprobs": 3}
 CONSTRAINTS = {
@@ -90,6 +91,7 @@ CASES: dict[str, tuple[Dialect, LegRequest, WorkerFacts | None]] = {
     "sglang_aggregate_adapter": (SGLANG, replace(AGGREGATE, adapters=(AdapterUse("legal"),)), ADAPTED),
     "vllm_mooncake_prefill": (VLLM, replace(HANDOFF_PREFILL, handoff=MOONCAKE_PREFILL, dp_rank=1), MOONCAKE),
     "vllm_mooncake_decode": (VLLM, replace(HANDOFF_DECODE, handoff=MOONCAKE_DECODE), MOONCAKE),
+    "vllm_store_decode": (VLLM, replace(HANDOFF_DECODE, handoff=None), STORE),
     "trtllm_aggregate_bare": (TRTLLM, LIMITED, None),
     "trtllm_aggregate_full": (TRTLLM, replace(AGGREGATE, sampling=replace(FULL, logit_bias={})), None),
     "trtllm_aggregate_logprobs": (TRTLLM, replace(LOGPROBS, sampling=LIMITED.sampling), None),

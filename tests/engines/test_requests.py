@@ -11,11 +11,13 @@ from legs import (
     FULL,
     HANDOFF_DECODE,
     HANDOFF_PREFILL,
+    LIMITED,
     PARAMS,
     RENDEZVOUS_DECODE,
     RENDEZVOUS_PREFILL,
     ROOM,
     SEEDED,
+    every_dialect,
     sampled,
 )
 
@@ -25,6 +27,7 @@ from tandem_router.engines.vllm import VllmDialect
 from tandem_router.errors import Reason, TandemError
 from tandem_router.model.pairing import AbortInTransfer, Rendezvous
 from tandem_router.model.request import LegRequest
+from tandem_router.model.worker import WorkerFacts
 
 SGLANG, VLLM = SglangDialect(), VllmDialect()
 
@@ -33,6 +36,19 @@ def refusal(dialect: Dialect, leg: LegRequest) -> Reason:
     with pytest.raises(TandemError) as caught:
         dialect.generate_request(leg, None)
     return caught.value.reason
+
+
+@every_dialect
+@pytest.mark.parametrize("size", [None, 8], ids=["unknown", "small"])
+@pytest.mark.parametrize("token", [-1, 2**32])
+def test_token_of_no_vocabulary_never_reaches_an_engine(dialect: Dialect, token: int, size: int | None) -> None:
+    facts = WorkerFacts(dialect.runtime_type, "m", vocab_size=size)
+    with pytest.raises(TandemError) as caught:
+        dialect.generate_request(replace(LIMITED, token_ids=(1, token, 2)), facts)
+    assert (caught.value.reason, caught.value.metadata) == (
+        Reason.TOKEN_OUT_OF_VOCABULARY,
+        {"token_id": str(token)},
+    )
 
 
 def test_trap_1_sglang_scalars_are_never_left_zero() -> None:
@@ -68,6 +84,13 @@ def test_trap_11_room_above_int32_is_refused() -> None:
 
 def test_trap_10_sglang_aborts_are_deferred_in_transfer() -> None:
     assert SGLANG.traits.abort_in_transfer is AbortInTransfer.DEFER
+
+
+@pytest.mark.parametrize(("wanted", "asked"), [(0, 0), (1, 2), (19, 20), (20, 20)])
+def test_vllm_is_asked_for_one_alternative_more_up_to_its_limit(wanted: int, asked: int) -> None:
+    leg = replace(AGGREGATE, output_logprobs=True, prompt_logprobs=True, top_logprobs=wanted)
+    params = VLLM.generate_request(leg, None).sampling_params
+    assert (params.logprobs, params.prompt_logprobs) == (asked, asked)
 
 
 def test_both_legs_of_a_rendezvous_get_the_same_room() -> None:

@@ -37,19 +37,25 @@ def refused(leg: LegRequest, facts: WorkerFacts | None) -> None:
 @pytest.mark.parametrize("facts", [None, NIXL], ids=["unknown", "nixl"])
 @pytest.mark.parametrize(
     "text",
-    ['{"do_remote_prefill":true}', '{"do_remote_prefill":true,"remote_block_ids":null}', "not json", "[]", ""],
+    [
+        '{"do_remote_prefill":true}',
+        '{"do_remote_prefill":true,"remote_block_ids":null}',
+        '{"do_remote_prefill":true,"remote_block_ids":[]}',
+        '{"do_remote_prefill":true,"remote_block_ids":7}',
+        "not json",
+        "[]",
+        "",
+        "[" * 100_000,
+    ],
+    ids=["absent", "null", "none", "number", "no-json", "no-object", "empty", "deep"],
 )
 def test_decode_that_would_kill_the_engine_is_never_built(text: str, facts: WorkerFacts | None) -> None:
     refused(decode(text), facts)
 
 
-def test_decode_without_params_is_never_built() -> None:
-    refused(replace(HANDOFF_DECODE, handoff=None), None)
-
-
 @pytest.mark.parametrize("facts", [None, NIXL], ids=["unknown", "nixl"])
-def test_prompt_shorter_than_a_block_hands_over_no_blocks(facts: WorkerFacts | None) -> None:
-    text = '{"do_remote_prefill":true,"remote_block_ids":[]}'
+def test_prompt_shorter_than_a_block_hands_over_the_block_that_it_began(facts: WorkerFacts | None) -> None:
+    text = '{"do_remote_prefill":true,"remote_block_ids":[[7]]}'
     assert sent(decode(text), facts) == text
 
 
@@ -85,6 +91,16 @@ def test_prefill_leg_never_pulls() -> None:
 def test_connector_that_is_not_known_gets_what_its_prefill_returned() -> None:
     text = '{"do_remote_prefill":true,"whatever":1}'
     assert sent(decode(text), OTHER) == text
+
+
+def test_connector_that_is_not_known_is_sent_nothing_where_its_prefill_returned_nothing() -> None:
+    request = VllmDialect().generate_request(replace(HANDOFF_DECODE, handoff=None), OTHER)
+    assert not request.HasField("kv_transfer_params_json")
+
+
+@pytest.mark.parametrize("facts", [None, NIXL, MOONCAKE], ids=["unknown", "nixl", "mooncake"])
+def test_connector_that_must_be_told_is_never_sent_nothing(facts: WorkerFacts | None) -> None:
+    refused(replace(HANDOFF_DECODE, handoff=None), facts)
 
 
 @pytest.mark.parametrize(("role", "kv_role"), [(LegRole.PREFILL, KvRole.CONSUMER), (LegRole.DECODE, KvRole.PRODUCER)])

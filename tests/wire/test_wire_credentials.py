@@ -60,6 +60,18 @@ def test_pem_that_cannot_be_used_is_refused_by_its_field_without_a_byte_of_it(ca
     assert not any(line.decode("latin-1") in told for line in value.splitlines() if len(line) > 20)
 
 
+@pytest.mark.parametrize("key", ["s3cret\n", "s3\tcret", "s3cret\x7f", "clé-s3cret", " s3cret", "s3cret\x00"])
+def test_api_key_that_no_call_could_carry_is_refused_untold(key: str) -> None:
+    found = refusal(WorkerCredentials(api_key=key))
+    assert (found.reason, found.field) == (Reason.INVALID_REQUEST, "credentials.api_key")
+    assert "cret" not in f"{found} {found.sentence} {dict(found.metadata)}"
+
+
+def test_api_key_may_have_every_printable_character() -> None:
+    key = "".join(map(chr, range(0x21, 0x7F)))
+    assert credentials_of(WorkerCredentials(api_key=key)) == Credentials(api_key=key)
+
+
 @pytest.mark.parametrize(
     ("message", "missing"),
     [

@@ -182,21 +182,25 @@ class StreamDecoder:
         prompt_logprobs: tuple[TokenLogprob, ...],
     ) -> EngineEnd:
         """End a choice at its first stop token, which stays part of the output as it does with every engine."""
-        at = next(position for position, token in enumerate(ids) if token in self._local_stops)
-        choice.delivered -= len(ids) - at - 1
+        kept = self._until_stop(ids)
+        choice.delivered -= len(ids) - len(kept)
         self._close(choice)
         self._ended_early = True
         return EngineEnd(
             choice=getattr(chunk, self._index),
             reason=FinishReason.STOP,
-            token_ids=ids[: at + 1],
+            token_ids=kept,
             prompt_tokens=chunk.prompt_tokens,
             completion_tokens=choice.delivered,
             cached_tokens=chunk.cached_tokens,
-            matched_stop=ids[at],
-            logprobs=logprobs[: at + 1],
+            matched_stop=kept[-1],
+            logprobs=logprobs[: len(kept)],
             prompt_logprobs=prompt_logprobs,
         )
+
+    def _until_stop(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Up to the first of the stop tokens that are applied here; there is one."""
+        return ids[: 1 + next(position for position, token in enumerate(ids) if token in self._local_stops)]
 
     def _complete(self, complete: Any) -> EngineItem | None:
         index: int = getattr(complete, self._index)
@@ -210,6 +214,11 @@ class StreamDecoder:
             raise self._bad_end(complete.finish_reason)
         reading, leg = self._reading, self._leg
         ids = self._undelivered(index, choice, complete)
+        matched = reading.matched_stop(complete)
+        logprobs = reading.logprobs(complete, len(ids), leg.top_logprobs) if leg.output_logprobs and ids else ()
+        if self._local_stops and not self._local_stops.isdisjoint(ids):
+            ids = self._until_stop(ids)
+            matched, reason = ids[-1], FinishReason.STOP
         choice.delivered += len(ids)
         self._close(choice)
         params = None
@@ -222,9 +231,9 @@ class StreamDecoder:
             prompt_tokens=complete.prompt_tokens,
             completion_tokens=choice.delivered,
             cached_tokens=complete.cached_tokens,
-            matched_stop=reading.matched_stop(complete),
+            matched_stop=matched,
             transfer_params=params,
-            logprobs=reading.logprobs(complete, len(ids), leg.top_logprobs) if leg.output_logprobs and ids else (),
+            logprobs=logprobs[: len(ids)],
             prompt_logprobs=self._prompt_logprobs(complete, index),
         )
 

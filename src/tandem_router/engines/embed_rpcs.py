@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from tandem_router.engines.guards import check_token_ids, refuse_adapters
+from tandem_router.engines.guards import refuse_adapters
 from tandem_router.errors import Code, Reason
 from tandem_router.model.embedding import EmbedLeg, Vector
 from tandem_router.model.failure import EngineFailure
-from tandem_router.model.worker import WorkerFacts
 
 __all__ = ["check_embed", "vector_of"]
 
 
-def check_embed(leg: EmbedLeg, facts: WorkerFacts | None, engine: str) -> None:
-    """Raises EMPTY_PROMPT, TOKEN_OUT_OF_VOCABULARY, or RUNTIME_CANNOT_APPLY_ADAPTERS: no Embed has a field for one."""
-    check_token_ids(leg.token_ids, facts)
+def check_embed(leg: EmbedLeg, engine: str) -> None:
+    """Raises RUNTIME_CANNOT_APPLY_ADAPTERS: no Embed has a field for one."""
     refuse_adapters(leg.adapters, f"{engine}'s Embed")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableSequence, Sequence
 from typing import TypeVar
 
 from tandem_router.errors import Code, Reason, TandemError
@@ -16,10 +16,9 @@ __all__ = [
     "INT32_MAX",
     "UINT64_MAX",
     "cannot_carry",
+    "check_biased_tokens",
     "check_healthy",
-    "check_leg",
     "check_seed",
-    "check_token_ids",
     "constraint_field",
     "default_sampling",
     "effective",
@@ -29,6 +28,7 @@ __all__ = [
     "refuse_prompt_logprobs",
     "refuse_rank",
     "sole_adapter",
+    "write_prompt",
 ]
 
 _Field = TypeVar("_Field")
@@ -36,35 +36,43 @@ INT32_MAX = 2**31 - 1
 UINT64_MAX = 2**64 - 1
 
 
-def check_token_ids(token_ids: Sequence[int], facts: WorkerFacts | None) -> None:
-    """Raises EMPTY_PROMPT or TOKEN_OUT_OF_VOCABULARY.
+def write_prompt(field: MutableSequence[int], token_ids: Sequence[int], facts: WorkerFacts | None) -> None:
+    """Put a prompt into the empty `field` of a message; raises EMPTY_PROMPT or TOKEN_OUT_OF_VOCABULARY.
 
     SGLang's scheduler dies of an empty prompt and MLX hangs on it; MLX's process dies of an id outside the vocabulary
     (seen with SGLang 0.5.23 and MLX 0.32.4).
     """
     if not token_ids:
         raise TandemError(Reason.EMPTY_PROMPT, "the prompt has no token", field="token_ids")
-    _check_vocabulary(min(token_ids), max(token_ids), facts, "token_ids")
-
-
-def check_leg(leg: LegRequest, facts: WorkerFacts | None) -> None:
-    """`check_token_ids` of the prompt, and the same of biased tokens, which engines index their logits with."""
-    check_token_ids(leg.token_ids, facts)
-    bias = leg.sampling.logit_bias
-    if bias:
-        _check_vocabulary(min(bias), max(bias), facts, "sampling.logit_bias")
-
-
-def _check_vocabulary(lowest: int, highest: int, facts: WorkerFacts | None, field: str) -> None:
     size = None if facts is None else facts.vocab_size
+    # A pass over the prompt costs half of what writing it does, so the field itself looks for negative ids.
+    if size is not None and max(token_ids) >= size:
+        raise _out_of_vocabulary(max(token_ids), size, "token_ids")
+    try:
+        field.extend(token_ids)  # half the time of the message's constructor, which copies twice
+    except ValueError:
+        bad = min(token_ids) if min(token_ids) < 0 else max(token_ids)
+        raise _out_of_vocabulary(bad, size, "token_ids") from None
+
+
+def check_biased_tokens(leg: LegRequest, facts: WorkerFacts | None) -> None:
+    """Raises TOKEN_OUT_OF_VOCABULARY for a biased token that is in none: engines index their logits with it."""
+    bias = leg.sampling.logit_bias
+    if not bias:
+        return
+    size = None if facts is None else facts.vocab_size
+    lowest, highest = min(bias), max(bias)
     if lowest < 0 or (size is not None and highest >= size):
-        bad = lowest if lowest < 0 else highest
-        raise TandemError(
-            Reason.TOKEN_OUT_OF_VOCABULARY,
-            f"token id {bad} is outside the vocabulary 0..{'' if size is None else size - 1}",
-            field=field,
-            metadata={"token_id": str(bad)},
-        )
+        raise _out_of_vocabulary(lowest if lowest < 0 else highest, size, "sampling.logit_bias")
+
+
+def _out_of_vocabulary(token_id: int, size: int | None, field: str) -> TandemError:
+    return TandemError(
+        Reason.TOKEN_OUT_OF_VOCABULARY,
+        f"token id {token_id} is outside the vocabulary 0..{'' if size is None else size - 1}",
+        field=field,
+        metadata={"token_id": str(token_id)},
+    )
 
 
 def check_seed(seed: int, least: int, most: int, engine: str) -> None:
@@ -137,17 +145,20 @@ def constraint_field(constraint: Constraint, fields: Mapping[ConstraintKind, _Fi
 
 
 def default_sampling(text: str) -> Mapping[str, float]:
-    """The numbers of a `default_sampling_params_json`; empty when it is empty or not a JSON object."""
+    """The numbers of a `default_sampling_params_json`; empty when it is empty or not a JSON object.
+
+    Python's JSON knows NaN, infinities and integers of any size; what fits into no field of a request is not said.
+    """
     try:
         values = json.loads(text) if text else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(values, dict):
         return {}
     return {
         str(name): float(value)
         for name, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(value, int | float) and not isinstance(value, bool) and -INT32_MAX <= value <= INT32_MAX
     }
 
 
@@ -175,7 +186,14 @@ _STATUS_REASONS: Mapping[Code, Reason] = {
 503 UNAVAILABLE, else INTERNAL (smg, section 5.3). A code that is not here is ENGINE_ERROR."""
 
 
+_CONSTRAINT_FAILED = "could not continue the request under its constraint"
+"""How servicers (smg-grpc-servicer 0.14.1) word FAILED_PRECONDITION for a grammar that the engine cannot follow: every
+worker would fail so, each after a prefill, and none of them is at fault."""
+
+
 def engine_status_failure(code: Code, details: str) -> EngineFailure:
     """The failure for a status that an engine sent over a connection that stands."""
     reason = _STATUS_REASONS.get(code, Reason.ENGINE_ERROR)
+    if code is Code.FAILED_PRECONDITION and _CONSTRAINT_FAILED in details:
+        reason = Reason.INVALID_REQUEST
     return EngineFailure(reason, f"the engine answered {code.name}: {details}", code=code)

@@ -13,7 +13,11 @@ __all__ = ["NoLoads", "core_loads"]
 
 
 def core_loads(response: Any, sampled_at_s: float) -> Sequence[RankLoad]:
-    """One sample per rank, in rank order; `sampled_at_s` on the router's monotonic clock."""
+    """One sample per rank, from rank 0 on; `sampled_at_s` on the router's monotonic clock.
+
+    vLLM leaves out a rank whose statistics it cannot read: what comes after a gap would be taken for another rank's.
+    """
+    loads = sorted(response.loads, key=lambda load: load.dp_rank)
     return [
         RankLoad(
             running=load.num_running_reqs,
@@ -22,7 +26,8 @@ def core_loads(response: Any, sampled_at_s: float) -> Sequence[RankLoad]:
             max_tokens=load.max_total_num_tokens,
             sampled_at_s=sampled_at_s,
         )
-        for load in sorted(response.loads, key=lambda load: load.dp_rank)
+        for rank, load in enumerate(loads)
+        if load.dp_rank == rank or len(loads) == 1  # a process of one rank may be any of a fleet's
     ]
 
 

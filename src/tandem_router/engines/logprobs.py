@@ -13,7 +13,7 @@ def column_logprobs(message: Any, count: int, most: int) -> tuple[TokenLogprob, 
     """The last `count` tokens of `output_logprobs {token_logprobs, token_ids, top_logprobs}`.
 
     The last, because an end may hold the rows of tokens that chunks carried before. most: alternatives per token; an
-    engine that must be asked for one to return any sends one too many.
+    engine that has to be asked for one more sends one too many.
     """
     columns = message.output_logprobs
     values = columns.token_logprobs[-count:]
@@ -57,4 +57,6 @@ def input_logprobs(message: Any, most: int) -> tuple[TokenLogprob, ...]:
 
 
 def _pairs(top: Any, most: int) -> tuple[tuple[int, float], ...]:
-    return tuple(zip(top.token_ids[:most], top.values[:most], strict=False))
+    """The likeliest first: vLLM puts the token itself first, wherever it ranks."""
+    pairs = sorted(zip(top.token_ids, top.values, strict=False), key=lambda pair: -pair[1])
+    return tuple(pairs[:most])

@@ -3,7 +3,7 @@
 What it does not heed, or dies of (seen with MLX 0.32.4 and smg-grpc-servicer 0.14.1):
 - a seed is taken and has no effect on the draws: two equal requests, alone on the engine, differ;
 - `top_k` at or above the vocabulary's size stops its generation thread for every request, for good;
-- a biased token outside the vocabulary ends the process; so does one in the prompt (`guards.check_leg`);
+- a biased token outside the vocabulary ends the process; so does one in the prompt (`guards.write_prompt`);
 - `logprobs` 0 returns nothing, so one alternative is asked for and dropped;
 - penalties look at the last 20 tokens only, which no field can change.
 Stop strings have no field: the router finds them in the text by itself (`text.stops`).
@@ -21,8 +21,8 @@ from tandem_router.engines.contract import ItemDecoder, Methods, OperationRpc, R
 from tandem_router.engines.decoding import Counts, Reading, StreamDecoder
 from tandem_router.engines.guards import (
     cannot_carry,
+    check_biased_tokens,
     check_healthy,
-    check_leg,
     constraint_field,
     effective,
     engine_status_failure,
@@ -30,6 +30,7 @@ from tandem_router.engines.guards import (
     refuse_broken_leg,
     refuse_prompt_logprobs,
     refuse_rank,
+    write_prompt,
 )
 from tandem_router.engines.loads import NoLoads
 from tandem_router.errors import Code, Reason, TandemError
@@ -82,7 +83,7 @@ class MlxDialect(NoLoads):
 
     def generate_request(self, leg: LegRequest, facts: WorkerFacts | None) -> Message:
         """The Generate request of an aggregated leg."""
-        check_leg(leg, facts)
+        check_biased_tokens(leg, facts)
         if leg.kind is not HandshakeKind.AGGREGATE:
             raise refuse_broken_leg(leg, f"{_ENGINE} has no pairs")
         refuse_rank(leg, _ENGINE)
@@ -91,7 +92,7 @@ class MlxDialect(NoLoads):
         request = pb.GenerateRequest(
             request_id=leg.leg_id, sampling_params=_sampling(leg, facts), stream=leg.is_streaming
         )
-        request.tokenized.input_ids.extend(leg.token_ids)  # half the time of a constructor, which copies twice
+        write_prompt(request.tokenized.input_ids, leg.token_ids, facts)
         return request
 
     def decoder(self, leg: LegRequest) -> ItemDecoder:

@@ -5,20 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
-
 from tandem_router.model.pairing import BootstrapEndpoint
 from tandem_router.model.spec import WorkerType
 
 __all__ = ["MODES", "arguments", "bootstrap_of", "flag", "integer", "text"]
 
+_INT32_MAX = 2**31 - 1
+"""The protocols' own fields for such numbers are int32."""
 MODES: Mapping[str, WorkerType] = {"prefill": WorkerType.PREFILL, "decode": WorkerType.DECODE}
 """By `disaggregation_mode`; "null" is no leg."""
 
 
 def arguments(server_info: Any) -> Mapping[str, Any]:
-    """The arguments by name."""
-    found: Mapping[str, Any] = MessageToDict(server_info.server_args)
+    """The arguments by name, without those that are null; of a list or an object only its emptiness is of use.
+
+    Read one by one: protobuf's own conversion fails for all of them where a single one is infinite or NaN.
+    """
+    found: dict[str, Any] = {}
+    for name, value in server_info.server_args.fields.items():
+        kind = value.WhichOneof("kind")
+        if kind in ("string_value", "number_value", "bool_value"):
+            found[name] = getattr(value, kind)
+        elif kind == "list_value":
+            found[name] = value.list_value.values
+        elif kind == "struct_value":
+            found[name] = value.struct_value.fields
     return found
 
 
@@ -29,9 +40,9 @@ def text(args: Mapping[str, Any], name: str) -> str | None:
 
 
 def integer(args: Mapping[str, Any], name: str) -> int | None:
-    """A number above 0; a Struct holds it as a double."""
+    """A whole number above 0 that int32 holds; a Struct has it as a double."""
     value = args.get(name)
-    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
+    return int(value) if isinstance(value, float) and 1 <= value <= _INT32_MAX else None
 
 
 def flag(args: Mapping[str, Any], name: str) -> bool:

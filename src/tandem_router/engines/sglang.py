@@ -19,12 +19,13 @@ from tandem_router.engines.contract import EmbedRpc, ItemDecoder, Methods, Rpc, 
 from tandem_router.engines.decoding import Counts, Reading, StreamDecoder
 from tandem_router.engines.embed_rpcs import check_embed, vector_of
 from tandem_router.engines.guards import (
+    check_biased_tokens,
     check_healthy,
-    check_leg,
     check_seed,
     constraint_field,
     default_sampling,
     effective,
+    write_prompt,
 )
 from tandem_router.engines.kv_events import kv_events_rpc
 from tandem_router.engines.loads import core_loads
@@ -55,9 +56,9 @@ _OPERATIONS = {**shared_operations(_SERVICE), **lora_operations(_SERVICE)}
 
 
 def _embed(leg: EmbedLeg, facts: WorkerFacts | None) -> pb.EmbedRequest:
-    check_embed(leg, facts, "SGLang")
+    check_embed(leg, "SGLang")
     request = pb.EmbedRequest(request_id=leg.leg_id, sampling_params=_sampling(Sampling(), None))
-    request.tokenized.input_ids.extend(leg.token_ids)
+    write_prompt(request.tokenized.input_ids, leg.token_ids, facts)
     if leg.dp_rank is not None:
         # Without presence on this message: rank 0 cannot be told from no pin.
         request.data_parallel_rank = leg.dp_rank
@@ -91,7 +92,7 @@ class SglangDialect:
 
     def generate_request(self, leg: LegRequest, facts: WorkerFacts | None) -> Message:
         """The Generate request of a leg; the same fields go to both legs of a rendezvous."""
-        check_leg(leg, facts)
+        check_biased_tokens(leg, facts)
         meeting = meeting_of(leg, facts, "SGLang")
         request = pb.GenerateRequest(
             request_id=leg.leg_id,
@@ -99,7 +100,7 @@ class SglangDialect:
             stream=leg.is_streaming,
             lora_id=lora_id_of(leg, facts),
         )
-        request.tokenized.input_ids.extend(leg.token_ids)  # half the time of a constructor, which copies twice
+        write_prompt(request.tokenized.input_ids, leg.token_ids, facts)
         if leg.output_logprobs or leg.prompt_logprobs:
             request.return_logprob = True
             # -1: no logprobs of the prompt, only of what is generated.

@@ -21,13 +21,14 @@ from tandem_router.engines.decoding import Counts, Reading, StreamDecoder
 from tandem_router.engines.guards import (
     UINT64_MAX,
     cannot_carry,
+    check_biased_tokens,
     check_healthy,
-    check_leg,
     check_seed,
     constraint_field,
     default_sampling,
     refuse_adapters,
     refuse_prompt_logprobs,
+    write_prompt,
 )
 from tandem_router.engines.kv_events import kv_events_rpc
 from tandem_router.engines.loads import core_loads
@@ -81,14 +82,14 @@ class TokenspeedDialect:
 
     def generate_request(self, leg: LegRequest, facts: WorkerFacts | None) -> Message:
         """The Generate request of a leg; the same fields go to both legs of a rendezvous."""
-        check_leg(leg, facts)
+        check_biased_tokens(leg, facts)
         refuse_adapters(leg.adapters, f"{_ENGINE}'s protocol")
         refuse_prompt_logprobs(leg, _ENGINE)
         meeting = meeting_of(leg, facts, _ENGINE)
         request = pb.GenerateRequest(
             request_id=leg.leg_id, sampling_params=_sampling(leg, facts), stream=leg.is_streaming
         )
-        request.tokenized.input_ids.extend(leg.token_ids)  # half the time of a constructor, which copies twice
+        write_prompt(request.tokenized.input_ids, leg.token_ids, facts)
         if leg.output_logprobs:
             if facts is not None and not facts.returns_logprobs:
                 raise cannot_carry("logprobs.output", f"{_ENGINE} without --enable-output-logprobs")

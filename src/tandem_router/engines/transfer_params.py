@@ -22,8 +22,10 @@ ASK_FOR_TRANSFER_PARAMS = '{"do_remote_decode":true,"do_remote_prefill":false}'
 """What a prefill leg is sent when the handshake has nothing of its own to say (NIXL)."""
 _MOONCAKE = "MooncakeConnector"
 _MOONCAKE_NEEDS = ("transfer_id", "remote_engine_id", "remote_bootstrap_addr")
-_NIXL = ("NixlConnector", None)
+_NIXL = ("NixlConnector", "NixlPullConnector", None)
 """Connectors that pull by block ids: NIXL, and one that nobody has named."""
+_ALWAYS_TOLD = (*_NIXL, "NixlPushConnector", _MOONCAKE)
+"""Connectors whose decode computes the prompt again when it is told nothing; others may look it up in a store."""
 
 
 def prefill_params(leg: LegRequest, facts: WorkerFacts | None) -> str:
@@ -43,8 +45,13 @@ def prefill_params(leg: LegRequest, facts: WorkerFacts | None) -> str:
     return text
 
 
-def decode_params(leg: LegRequest, facts: WorkerFacts | None) -> str:
-    """What the decode leg is sent, verbatim; raises INTERNAL_ERROR for params that would kill or hang the engine."""
+def decode_params(leg: LegRequest, facts: WorkerFacts | None) -> str | None:
+    """What the decode leg is sent, verbatim, or None where prefill returned nothing and its connector need not.
+
+    Raises INTERNAL_ERROR for params that would kill or hang the engine.
+    """
+    if leg.handoff is None and _connector(facts) not in _ALWAYS_TOLD:
+        return None
     if not isinstance(leg.handoff, TransferParams):
         raise refuse_broken_leg(leg, "a decode leg of a handoff has no transfer params")
     text = leg.handoff.json
@@ -58,8 +65,7 @@ def decode_params(leg: LegRequest, facts: WorkerFacts | None) -> str:
         missing = [name for name in _MOONCAKE_NEEDS if not _is_name(params.get(name))]
         if missing:
             raise refuse_broken_leg(leg, f"Mooncake cannot pull without {', '.join(missing)}")
-    # An empty list is legal: a prompt shorter than a block has nothing to move.
-    elif connector in _NIXL and not isinstance(params.get("remote_block_ids"), list):
+    elif connector in _NIXL and not _can_be_pulled(params.get("remote_block_ids")):
         raise refuse_broken_leg(leg, "do_remote_prefill without remote_block_ids kills the decode engine")
     return text
 
@@ -72,10 +78,18 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and bool(value)
 
 
+def _can_be_pulled(block_ids: object) -> bool:
+    """Whether these are a prompt's blocks: at least one, since the block that a short prompt began is handed over too.
+
+    Told of none, vLLM's scheduler asserts that nothing is to be fetched, and dies.
+    """
+    return isinstance(block_ids, list) and bool(block_ids)
+
+
 def _object(leg: LegRequest, text: str) -> Mapping[str, Any]:
     try:
         params = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise refuse_broken_leg(leg, f"transfer params are not JSON: {error}") from None
     if not isinstance(params, dict):
         raise refuse_broken_leg(leg, "transfer params are not a JSON object")

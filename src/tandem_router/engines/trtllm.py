@@ -22,14 +22,15 @@ from tandem_router.engines.embed_rpcs import check_embed, vector_of
 from tandem_router.engines.guards import (
     UINT64_MAX,
     cannot_carry,
+    check_biased_tokens,
     check_healthy,
-    check_leg,
     check_seed,
     constraint_field,
     engine_status_failure,
     refuse_prompt_logprobs,
     refuse_rank,
     sole_adapter,
+    write_prompt,
 )
 from tandem_router.engines.kv_events import kv_events_rpc
 from tandem_router.engines.loads import NoLoads
@@ -60,9 +61,9 @@ _NO_OPERATIONS: dict[type[Operation], OperationRpc] = {}
 
 
 def _embed(leg: EmbedLeg, facts: WorkerFacts | None) -> pb.EmbedRequest:
-    check_embed(leg, facts, _ENGINE)
+    check_embed(leg, _ENGINE)
     request = pb.EmbedRequest(request_id=leg.leg_id)
-    request.tokenized.input_token_ids.extend(leg.token_ids)
+    write_prompt(request.tokenized.input_token_ids, leg.token_ids, facts)
     return request
 
 
@@ -97,7 +98,7 @@ class TrtllmDialect(NoLoads):
                 Reason.RUNTIME_CANNOT_RETURN_CONTEXT_PARAMS,
                 f"{_ENGINE} returns nothing that a decode worker could pull by",
             )
-        check_leg(leg, facts)
+        check_biased_tokens(leg, facts)
         refuse_rank(leg, _ENGINE)
         refuse_prompt_logprobs(leg, _ENGINE)
         asked = leg.sampling
@@ -111,7 +112,7 @@ class TrtllmDialect(NoLoads):
             ignore_eos=asked.ignore_eos is True,
             include_stop_token_in_output=True,
         )
-        request.tokenized.input_token_ids.extend(leg.token_ids)  # half the time of a constructor, which copies twice
+        write_prompt(request.tokenized.input_token_ids, leg.token_ids, facts)
         request.output_config.exclude_input_from_output = True
         if leg.output_logprobs:
             # 0 meant none before it meant the drawn token alone; the one alternative too many is dropped again.

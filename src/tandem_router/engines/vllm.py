@@ -1,7 +1,7 @@
 """vLLM's engine protocol (`vllm.grpc.engine.VllmEngine`): handoff.
 
 The prefill leg is a clone that makes exactly one token and returns kv_transfer_params; the decode leg gets them
-verbatim.
+verbatim. Connectors that meet in a shared store return none, and their decode leg carries none.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tandem_router.engines.decoding import Counts, Reading, StreamDecoder
 from tandem_router.engines.embed_rpcs import check_embed, vector_of
 from tandem_router.engines.guards import (
     INT32_MAX,
+    check_biased_tokens,
     check_healthy,
-    check_leg,
     check_seed,
     constraint_field,
     default_sampling,
@@ -28,6 +28,7 @@ from tandem_router.engines.guards import (
     engine_status_failure,
     refuse_adapters,
     refuse_broken_leg,
+    write_prompt,
 )
 from tandem_router.engines.kv_events import kv_events_rpc
 from tandem_router.engines.loads import core_loads
@@ -35,6 +36,7 @@ from tandem_router.engines.transfer_params import decode_params, prefill_params
 from tandem_router.errors import Code
 from tandem_router.model.embedding import EmbedLeg
 from tandem_router.model.failure import EngineFailure
+from tandem_router.model.ids import canonical_uuid
 from tandem_router.model.pairing import AbortInTransfer, HandshakeKind, KvRole, LegRole
 from tandem_router.model.request import ConstraintKind, LegRequest
 from tandem_router.model.spec import RuntimeType, WorkerType
@@ -43,6 +45,8 @@ from tandem_router.model.worker import RankLoad, WorkerFacts
 __all__ = ["VllmDialect"]
 
 _SERVICE = "vllm.grpc.engine.VllmEngine"
+_MAX_LOGPROBS = 20
+"""`--max-logprobs` where the operator states none; more is INVALID_ARGUMENT."""
 _ROLES = {role.value: role for role in KvRole}
 _CONSTRAINTS = {
     ConstraintKind.JSON_SCHEMA: "json_schema",
@@ -56,9 +60,9 @@ _READING = Reading(Counts.PER_MESSAGE, has_transfer_params=True)
 
 
 def _embed(leg: EmbedLeg, facts: WorkerFacts | None) -> pb.EmbedRequest:
-    check_embed(leg, facts, "vLLM")
+    check_embed(leg, "vLLM")
     request = pb.EmbedRequest(request_id=leg.leg_id)
-    request.tokenized.input_ids.extend(leg.token_ids)
+    write_prompt(request.tokenized.input_ids, leg.token_ids, facts)
     return request
 
 
@@ -90,7 +94,7 @@ class VllmDialect:
 
     def generate_request(self, leg: LegRequest, facts: WorkerFacts | None) -> Message:
         """The Generate request of a leg; a handoff's prefill leg is capped to one token whatever was asked."""
-        check_leg(leg, facts)
+        check_biased_tokens(leg, facts)
         refuse_adapters(leg.adapters, "vLLM's protocol")
         if leg.kind is HandshakeKind.RENDEZVOUS:
             raise refuse_broken_leg(leg, "vLLM has no rendezvous")
@@ -100,12 +104,13 @@ class VllmDialect:
             sampling_params=_sampling(leg, facts),
             stream=leg.is_streaming and not is_prefill,
         )
-        request.tokenized.input_ids.extend(leg.token_ids)  # half the time of a constructor, which copies twice
+        write_prompt(request.tokenized.input_ids, leg.token_ids, facts)
         if is_prefill:
             _cap_to_one_token(request.sampling_params)
         if leg.kind is HandshakeKind.HANDOFF:
             params = prefill_params(leg, facts) if is_prefill else decode_params(leg, facts)
-            request.kv_transfer_params_json = params
+            if params is not None:  # empty text would be refused: it is no JSON object
+                request.kv_transfer_params_json = params
         if leg.dp_rank is not None:
             request.data_parallel_rank = leg.dp_rank
         return request
@@ -169,7 +174,7 @@ class VllmDialect:
             flushes_cache=True,
             profiles=True,
             default_sampling=default_sampling(model_info.default_sampling_params_json),
-            instance=server_info.kv_engine_id or None,
+            instance=_drawn(server_info.kv_engine_id),
         )
 
     def process_age_s(self, server_info: Any) -> float | None:
@@ -187,6 +192,11 @@ class VllmDialect:
     def tokenizer_request(self) -> Message:
         """Empty."""
         return common_pb2.GetTokenizerRequest()
+
+
+def _drawn(engine_id: str) -> str | None:
+    """An engine id that vLLM drew as it started, a UUID; one that an operator chose stays over a restart."""
+    return engine_id if canonical_uuid(engine_id) is not None else None
 
 
 def _sampling(leg: LegRequest, facts: WorkerFacts | None) -> pb.SamplingParams:
@@ -224,10 +234,15 @@ def _sampling(leg: LegRequest, facts: WorkerFacts | None) -> pb.SamplingParams:
         check_seed(asked.seed, -INT32_MAX - 1, INT32_MAX, "vLLM")
         params.seed = asked.seed
     if leg.output_logprobs:
-        params.logprobs = leg.top_logprobs
+        params.logprobs = _alternatives(leg)
     if leg.prompt_logprobs:
-        params.prompt_logprobs = leg.top_logprobs
+        params.prompt_logprobs = _alternatives(leg)
     return params
+
+
+def _alternatives(leg: LegRequest) -> int:
+    """One more than is wanted: the servicer counts the token itself among them, also where others are likelier."""
+    return min(leg.top_logprobs + 1, _MAX_LOGPROBS) if leg.top_logprobs else 0
 
 
 def _cap_to_one_token(params: pb.SamplingParams) -> None:

@@ -180,11 +180,19 @@ def credentials_patch_of(message: worker_spec_pb2.WorkerCredentials, path: str =
     together shows once the change is laid over what is kept: `model.worker.Credentials.check`.
     """
     return CredentialsPatch(
-        api_key=text(f"{path}.api_key", message.api_key, most=8192) if present(message, "api_key") else None,
+        api_key=_api_key(message, f"{path}.api_key") if present(message, "api_key") else None,
         tls_ca_pem=pem.certificates(message, f"{path}.tls_ca_pem"),
         tls_certificate_pem=pem.certificates(message, f"{path}.tls_certificate_pem"),
         tls_private_key_pem=pem.private_key(message, f"{path}.tls_private_key_pem"),
     )
+
+
+def _api_key(message: worker_spec_pb2.WorkerCredentials, path: str) -> str:
+    """It travels as call metadata, where grpc fails every call to the worker over a character that HTTP/2 has not."""
+    key = text(path, message.api_key, most=8192)
+    if not all("!" <= character <= "~" for character in key):
+        raise invalid(path, "It has a space, a line end or another character that is not printable ASCII.")
+    return key
 
 
 def _check_ranks(message: worker_spec_pb2.WorkerSpec, path: str) -> None:
