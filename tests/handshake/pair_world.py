@@ -24,11 +24,25 @@ from tandem_router.testing.sim_loop import SimLoop
 from tandem_router.testing.sim_quiet import check_idle
 from tandem_router.testing.virtual_network import Endpoint
 
-__all__ = ["MOONCAKE", "NIXL", "REQUEST", "ROOMY", "UNKNOWN", "Sent", "World", "call", "pair_of", "params_of", "play"]
+__all__ = [
+    "MOONCAKE",
+    "NIXL",
+    "REQUEST",
+    "ROOMY",
+    "STORE",
+    "UNKNOWN",
+    "Sent",
+    "World",
+    "call",
+    "pair_of",
+    "params_of",
+    "play",
+]
 
 NIXL = EngineScript(kind=HandshakeKind.HANDOFF)
 MOONCAKE = EngineScript(kind=HandshakeKind.HANDOFF, connector="MooncakeConnector", handle_lease_s=480.0)
 UNKNOWN = EngineScript(kind=HandshakeKind.HANDOFF, connector="SomethingNew")
+STORE = EngineScript(kind=HandshakeKind.HANDOFF, connector="MooncakeStoreConnector")
 ROOMY = EngineScript(kind=HandshakeKind.RENDEZVOUS, runtime=RuntimeType.SGLANG)
 REQUEST = GenerateRequest(
     "r",

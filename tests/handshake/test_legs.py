@@ -62,6 +62,13 @@ def test_the_decode_of_a_handoff_without_parameters_is_never_built() -> None:
         NIXL.decode_leg(LEG, Link(PREFILL))
 
 
+def test_the_decode_of_a_passed_through_handoff_carries_what_was_returned_and_nothing_where_nothing_was() -> None:
+    shake = handshake_for(HandshakeKind.HANDOFF, "SomethingNew")
+    assert shake is not None
+    assert shake.decode_leg(LEG, Link(PREFILL, returned="{}")).handoff == TransferParams("{}")
+    assert shake.decode_leg(LEG, Link(PREFILL)).handoff is None
+
+
 @pytest.mark.parametrize(
     "shake", [RendezvousHandshake(), NIXL, MooncakeHandshake()], ids=["rendezvous", "handoff", "mooncake"]
 )
@@ -89,7 +96,14 @@ DECLARED = [
     ("HANDOFF", "NixlConnector", "SAFE", False, False, False, True, False, None),
     ("HANDOFF", "nixlconnector", "SAFE", False, False, False, True, False, None),
     ("HANDOFF", "MooncakeConnector", "DEFER", False, True, True, False, True, 480.0),
-    ("HANDOFF", "SomethingNew", "DEFER", False, False, False, True, True, None),
+    ("HANDOFF", "NixlPullConnector", "SAFE", False, False, False, True, False, None),
+    ("HANDOFF", "NixlPushConnector", "DEFER", False, False, False, True, True, None),
+    ("HANDOFF", "SomethingNew", "DEFER", False, False, False, False, True, None),
+    ("HANDOFF", "LMCacheConnectorV1", "DEFER", False, False, False, False, True, None),
+    ("HANDOFF", "MooncakeStoreConnector", "DEFER", False, False, False, False, False, None),
+    ("HANDOFF", "HF3FSKVConnector", "DEFER", False, False, False, False, False, None),
+    ("HANDOFF", "ExampleConnector", "DEFER", False, False, False, False, False, None),
+    ("HANDOFF", "SharedStorageConnector", "DEFER", False, False, False, False, False, None),
     ("HANDOFF", None, "DEFER", False, False, False, True, True, None),
 ]
 

@@ -83,10 +83,11 @@ def test_the_prompts_logprobs_are_computed_by_prefill_and_reach_its_wire() -> No
     link = Link(source(), transfer_id=XFER)
     prefill = VllmDialect().generate_request(SHAKE.prefill_leg(asked, link), None)
     decode = VllmDialect().generate_request(SHAKE.decode_leg(asked, link), None)
-    assert prefill.sampling_params.prompt_logprobs == 2  # type: ignore[attr-defined]
+    # One more than is wanted: this engine counts the token itself among the alternatives.
+    assert prefill.sampling_params.prompt_logprobs == 3  # type: ignore[attr-defined]
     assert not prefill.sampling_params.HasField("logprobs")  # type: ignore[attr-defined]
     assert not decode.sampling_params.HasField("prompt_logprobs")  # type: ignore[attr-defined]
-    assert decode.sampling_params.logprobs == 2  # type: ignore[attr-defined]
+    assert decode.sampling_params.logprobs == 3  # type: ignore[attr-defined]
 
 
 def test_decode_is_the_request_as_the_client_sent_it() -> None:

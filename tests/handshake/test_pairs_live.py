@@ -11,6 +11,7 @@ from tests.handshake.pair_world import (
     NIXL,
     REQUEST,
     ROOMY,
+    STORE,
     UNKNOWN,
     World,
     call,
@@ -51,6 +52,53 @@ def test_a_pair_answers_what_one_worker_would_and_decode_computes_no_prompt(scri
         assert machines["decode0"].ledger.pages_received == len(REQUEST.token_ids or ()) // 4
 
     play(pair_of(script), scene, seed=seed)
+
+
+SHARED = pytest.mark.parametrize(
+    "script", [STORE, replace(STORE, connector="LMCacheConnectorV1")], ids=["known-store", "unknown-store"]
+)
+
+
+@SHARED
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_pair_that_meets_in_a_store_answers_and_its_decode_is_told_nothing(script: EngineScript, seed: int) -> None:
+    async def scene(world: World) -> None:
+        record = await call(world)
+        assert check_client(record) == []
+        assert record.finished is not None
+        assert len(record.finished.attempts) == 1
+        assert [leg.handoff for leg in world.legs(LegRole.DECODE)] == [None]
+
+    play(pair_of(script), scene, seed=seed)
+
+
+def test_a_nixl_prefill_that_returns_nothing_is_a_failed_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EngineScript, "returns_nothing", True)
+
+    async def scene(world: World) -> None:
+        record = await call(world)
+        assert record.error is not None
+        assert record.error.reason is Reason.KV_TRANSFER_FAILED
+        assert world.legs(LegRole.DECODE) == []
+
+    play(pair_of(NIXL), scene)
+
+
+@SHARED
+def test_a_store_has_no_handle_that_a_lost_decode_would_leave_behind(script: EngineScript) -> None:
+    async def scene(world: World) -> None:
+        machines = world.runtime.machines.machines
+        record = ClientRecord(ClientPlan(REQUEST, 0.0))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(run_client(world.runtime.relay, record))
+            assert await until(lambda: machines["prefill0"].ledger.live == 1, 10.0, step_s=0.001)
+            machines["decode0"].kill()
+        assert record.error is not None
+        assert world.runtime.ledger.statistics().open == 0
+        assert not any(isinstance(event, HandleReleased) for _, event in world.runtime.trace.events)
+        machines["decode0"].start()
+
+    play(pair_of(replace(script, prefill_token_s=0.01)), scene)
 
 
 def test_both_legs_of_a_rendezvous_are_written_in_one_step_and_a_handoffs_one_after_the_other() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from scripted_server import ScriptedServer, tokenizer_chunks
+from scripted_server import ScriptedServer, tokenizer_chunks, until_lost
 from smg_grpc_proto.generated import sglang_scheduler_pb2 as sglang
 
 from tandem_router.engines.registry import PROBE_ORDER, dialect_of
@@ -22,6 +22,7 @@ from tandem_router.model.spec import ChannelOptions, RuntimeType, WorkerSpec
 from tandem_router.model.worker import Credentials
 from tandem_router.transport.channels import channel_options, parse_address
 from tandem_router.transport.dialer import GrpcDialer
+from tandem_router.transport.failures import seconds
 
 TIMEOUT_S = 5.0
 
@@ -61,6 +62,26 @@ async def test_refused_connection_is_unreachable(closed_port: int) -> None:
 async def test_refused_connection_is_told_long_before_the_timeout(closed_port: int) -> None:
     async with asyncio.timeout(TIMEOUT_S):
         await dial_failure(WorkerSpec(f"grpc://127.0.0.1:{closed_port}"), timeout_s=60)
+
+
+async def test_timeout_before_the_last_try_tells_why_the_first_had_failed(closed_port: int) -> None:
+    found = await dial_failure(WorkerSpec(f"grpc://127.0.0.1:{closed_port}"), timeout_s=0.2)
+    assert found.reason is Reason.WORKER_UNREACHABLE
+    assert "Connection refused" in found.sentence
+    assert found.sentence.endswith("; no connection within 0.2 s")
+
+
+async def test_broken_connection_whose_port_refuses_by_now_says_so(worker: ScriptedServer) -> None:
+    client = await GrpcDialer().dial(WorkerSpec(worker.url), None, timeout_s=TIMEOUT_S)
+    await client.describe(timeout_s=TIMEOUT_S)
+    await worker.stop()
+    await until_lost(client.connection)
+    for _ in range(2):  # the second finds grpc in the pause between two tries of its own
+        with pytest.raises(EngineFailure) as caught:
+            await client.probe(timeout_s=0.2)
+        assert caught.value.reason is Reason.WORKER_UNREACHABLE
+        assert "Connection refused" in caught.value.sentence
+    await client.close()
 
 
 async def test_port_that_says_nothing_is_unreachable(silent_port: int) -> None:
@@ -223,3 +244,10 @@ def test_grpc_never_retries_by_itself() -> None:
 def test_stated_channel_options_win() -> None:
     options = dict(channel_options(ChannelOptions(keepalive_time_s=30.0, max_message_bytes=1024)))
     assert (options["grpc.keepalive_time_ms"], options["grpc.max_receive_message_length"]) == (30_000, 1024)
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "told"), [(0.1234567, "0.123 s"), (5.0, "5 s"), (99.94, "99.9 s"), (1800.25, "1800 s")]
+)
+def test_durations_are_told_without_an_end_of_digits(duration_s: float, told: str) -> None:
+    assert seconds(duration_s) == told

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -47,9 +48,9 @@ async def serve() -> AsyncIterator[Serve]:
         yield start
 
 
-async def serves(url: str, credentials: Credentials | None, files: TlsFiles | None = None, **channel: str) -> None:
+async def serves(url: str, credentials: Credentials | None, files: TlsFiles | None = None, **channel: Any) -> None:
     """Dial and probe once; raises what the dial raises."""
-    spec = WorkerSpec(url, channel=ChannelOptions(**channel))  # type: ignore[arg-type]
+    spec = WorkerSpec(url, channel=ChannelOptions(**channel))
     client = await GrpcDialer(files).dial(spec, credentials, timeout_s=TIMEOUT_S)
     try:
         await client.probe(timeout_s=TIMEOUT_S)
@@ -58,7 +59,7 @@ async def serves(url: str, credentials: Credentials | None, files: TlsFiles | No
 
 
 async def refusal(
-    url: str, credentials: Credentials | None, files: TlsFiles | None = None, **channel: str
+    url: str, credentials: Credentials | None, files: TlsFiles | None = None, **channel: Any
 ) -> EngineFailure:
     with pytest.raises(EngineFailure) as caught:
         await serves(url, credentials, files, **channel)
@@ -115,6 +116,16 @@ async def test_untrusted_authority_is_told(serve: Serve, authority: Authority, s
     found = await refusal(server.url, trusting(stranger))
     assert found.reason is Reason.WORKER_TLS_FAILED
     assert "not signed by a trusted authority" in found.sentence
+
+
+async def test_timeout_before_the_last_try_tells_what_the_handshake_failed_with(
+    serve: Serve, authority: Authority, stranger: Authority
+) -> None:
+    server = await serve(serving(authority.worker()))
+    found = await refusal(server.url, trusting(stranger), connect_timeout_s=0.3)
+    assert found.reason is Reason.WORKER_TLS_FAILED
+    assert "not signed by a trusted authority" in found.sentence
+    assert found.sentence.endswith("; no connection with TLS within 0.3 s")
 
 
 async def test_system_roots_do_not_trust_a_private_authority(serve: Serve, authority: Authority) -> None:

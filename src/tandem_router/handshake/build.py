@@ -18,13 +18,25 @@ __all__ = ["handshake_for", "why_none"]
 _RENDEZVOUS = RendezvousHandshake()
 _NIXL = RelayedHandshake(AbortInTransfer.SAFE, decode_outwaits_prefill=False)
 _MOONCAKE = MooncakeHandshake()
-_PASSTHROUGH = RelayedHandshake(AbortInTransfer.DEFER, decode_outwaits_prefill=True)
+_UNDECLARED = RelayedHandshake(AbortInTransfer.DEFER, decode_outwaits_prefill=True)
+_PASSTHROUGH = RelayedHandshake(AbortInTransfer.DEFER, decode_outwaits_prefill=True, returns_params=False)
+_STORE = RelayedHandshake(AbortInTransfer.DEFER, decode_outwaits_prefill=False, returns_params=False)
 
 _BY_CONNECTOR: Mapping[tuple[HandshakeKind, str | None], Handshake] = {
     (HandshakeKind.HANDOFF, "nixlconnector"): _NIXL,
+    (HandshakeKind.HANDOFF, "nixlpullconnector"): _NIXL,
+    (HandshakeKind.HANDOFF, "nixlpushconnector"): _UNDECLARED,
     (HandshakeKind.HANDOFF, "mooncakeconnector"): _MOONCAKE,
+    (HandshakeKind.HANDOFF, "mooncakestoreconnector"): _STORE,
+    (HandshakeKind.HANDOFF, "hf3fskvconnector"): _STORE,
+    (HandshakeKind.HANDOFF, "exampleconnector"): _STORE,
+    (HandshakeKind.HANDOFF, "sharedstorageconnector"): _STORE,
+    (HandshakeKind.HANDOFF, ""): _UNDECLARED,
 }
-"""Connectors whose legs carry something of their own, lower-cased; all others go by kind."""
+"""Connectors whose habits are known, lower-cased, and a worker that names none; all others go by kind.
+
+NixlPullConnector is NixlConnector by another name, NixlPushConnector returns parameters as it does (vLLM 0.32).
+"""
 
 _BY_KIND: Mapping[HandshakeKind, Handshake] = {
     HandshakeKind.RENDEZVOUS: _RENDEZVOUS,
@@ -35,7 +47,7 @@ _BY_KIND: Mapping[HandshakeKind, Handshake] = {
 def handshake_for(kind: HandshakeKind | None, connector: str | None) -> Handshake | None:
     """The handshake of a protocol's kind and KV connector, or None where such workers cannot be paired.
 
-    A connector that is not in the table is passed through: what prefill returns goes to decode as it is.
+    A connector that is not in the table is passed through: what prefill returns, if anything, goes to decode as it is.
     """
     if kind is None:
         return None

@@ -23,7 +23,7 @@ class Link:
     transfer_id: str | None = None
     """Set where the handshake `needs_transfer_id`; "xfer-" and a UUID, of this attempt alone."""
     returned: str | None = None
-    """kv_transfer_params as prefill returned them; None until then, and where the handshake returns none."""
+    """kv_transfer_params as prefill returned them; None until then, and where prefill returned none."""
 
 
 class Handshake(Protocol):
@@ -51,7 +51,7 @@ class Handshake(Protocol):
 
     @property
     def returns_params(self) -> bool:
-        """Whether prefill's end carries kv_transfer_params; then one without them is a failed transfer."""
+        """Whether prefill's end must carry kv_transfer_params: one without them is then a failed transfer."""
 
     @property
     def decode_outwaits_prefill(self) -> bool:

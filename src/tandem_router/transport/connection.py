@@ -16,7 +16,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from tandem_router.errors import Reason
 from tandem_router.model.failure import EngineFailure
 from tandem_router.transport.connect_failures import connect_failure, unreachable
-from tandem_router.transport.failures import details_of
+from tandem_router.transport.failures import details_of, seconds
 from tandem_router.transport.tls import ConnectionTls
 
 __all__ = ["Connection"]
@@ -49,6 +49,7 @@ class Connection:
         self.where = where
         self._tls = tls
         self._is_closed = False
+        self._said: str | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -64,8 +65,10 @@ class Connection:
         """Return when the transport is up; raises EngineFailure(WORKER_UNREACHABLE, WORKER_TLS_FAILED), was_sent=False.
 
         attempts: tries, with a growing pause between them; a refused connection is told after the last one, which takes
-        a fraction of a second, a silent one at the timeout.
+        a fraction of a second, a silent one at the timeout. A timeout before the last try tells why the tries so far
+        have failed, where any has.
         """
+        self._said = None
         try:
             async with asyncio.timeout(timeout_s):
                 async for attempt in AsyncRetrying(
@@ -78,11 +81,13 @@ class Connection:
                     with attempt:
                         await self._connect_once()
         except _NotConnectedError as error:
-            has_certificate = self._tls is not None and self._tls.material.certificate is not None
-            raise await connect_failure(self.where, str(error), has_certificate=has_certificate) from None
+            raise await self._failure(str(error)) from None
         except TimeoutError:
             what = "connection" if self._tls is None else "connection with TLS"
-            raise unreachable(self.where, f"no {what} within {timeout_s:g} s") from None
+            late = f"no {what} within {seconds(timeout_s)}"
+            if self._said is None:
+                raise unreachable(self.where, late) from None
+            raise _also(await self._failure(self._said), late) from None
 
     async def reconnect(self, timeout_s: float) -> None:
         """As `connect`, after a break; raises WORKER_LOST where another certificate than this channel's is to be used.
@@ -97,6 +102,10 @@ class Connection:
                 connection_lost=True,
             )
         await self.connect(timeout_s)
+
+    async def _failure(self, said: str) -> EngineFailure:
+        has_certificate = self._tls is not None and self._tls.material.certificate is not None
+        return await connect_failure(self.where, said, has_certificate=has_certificate)
 
     async def _connect_once(self) -> None:
         has_tried = False
@@ -117,6 +126,7 @@ class Connection:
                 raise _NotConnectedError(why)
             # From here grpc tries again by itself, and shows TRANSIENT_FAILURE until one of its tries succeeds.
             has_tried = True
+            await self._why()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.channel.wait_for_state_change(state), _RETRY_WINDOW_S)
 
@@ -127,7 +137,8 @@ class Connection:
             await ask(b"", timeout=_ASK_WHY_S)
         except grpc.aio.AioRpcError as error:
             if not self.is_ready:
-                return details_of(error)
+                self._said = details_of(error)
+                return self._said
         return None
 
     async def close(self) -> None:
@@ -135,3 +146,10 @@ class Connection:
         if not self._is_closed:
             self._is_closed = True
             await self.channel.close()
+
+
+def _also(failure: EngineFailure, late: str) -> EngineFailure:
+    """The last known cause, and that the time is over."""
+    return EngineFailure(
+        failure.reason, f"{failure.sentence}; {late}", code=failure.code, was_sent=False, connection_lost=True
+    )

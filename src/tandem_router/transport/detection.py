@@ -14,7 +14,7 @@ from tandem_router.model.detection import Asked, OnAsked
 from tandem_router.model.failure import EngineFailure
 from tandem_router.transport.channels import Metadata
 from tandem_router.transport.connection import Connection
-from tandem_router.transport.failures import code_of, connection_failure, details_of
+from tandem_router.transport.failures import code_of, connection_failure, details_of, seconds
 from tandem_router.transport.life import serialize
 
 __all__ = ["detect", "not_detected"]
@@ -71,7 +71,7 @@ async def _ask(connection: Connection, dialect: Dialect, metadata: Metadata, tim
         if code is Code.DEADLINE_EXCEEDED:
             raise EngineFailure(
                 Reason.WORKER_UNREACHABLE,
-                f"{connection.where}: connected, but nothing answered within {timeout_s:.3g} s",
+                f"{connection.where}: connected, but nothing answered within {seconds(timeout_s)}",
                 code=code,
             ) from None
         return code.name

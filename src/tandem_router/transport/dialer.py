@@ -16,6 +16,7 @@ from tandem_router.model.worker import Credentials
 from tandem_router.transport.channels import call_metadata, open_channel, parse_address
 from tandem_router.transport.connection import Connection
 from tandem_router.transport.detection import detect, not_detected
+from tandem_router.transport.failures import seconds
 from tandem_router.transport.grpc_engine import GrpcEngine
 from tandem_router.transport.tls import ConnectionTls, TlsFiles, tls_failure
 
@@ -79,7 +80,7 @@ class GrpcDialer:
             async with asyncio.timeout(timeout_s):
                 _, writer = await asyncio.open_connection(host.strip("[]"), port)
         except (OSError, TimeoutError) as error:
-            why = str(error) or f"no answer within {timeout_s:g} s"
+            why = str(error) or f"no answer within {seconds(timeout_s)}"
             raise EngineFailure(
                 Reason.WORKER_UNREACHABLE, f"bootstrap endpoint {host}:{port}: {why}", was_sent=False
             ) from None

@@ -7,7 +7,7 @@ import grpc.aio
 from tandem_router.errors import Code, Reason
 from tandem_router.model.failure import EngineFailure
 
-__all__ = ["code_of", "connection_failure", "details_of", "rpc_failure", "unsent"]
+__all__ = ["code_of", "connection_failure", "details_of", "rpc_failure", "seconds", "unsent"]
 
 _NEVER_CONNECTED = "failed to connect to all addresses"
 """Written by grpc's load balancer, which had no transport to give the call to: no byte of it left. With
@@ -44,6 +44,11 @@ def details_of(error: grpc.aio.AioRpcError) -> str:
     return (error.details() or "no details")[:500]
 
 
+def seconds(duration_s: float) -> str:
+    """A duration as sentences tell it: what is left of a deadline has no end of digits."""
+    return f"{duration_s:.0f} s" if duration_s >= 100 else f"{duration_s:.3g} s"
+
+
 def connection_failure(error: grpc.aio.AioRpcError, *, is_connected: bool, where: str) -> EngineFailure | None:
     """The failure when the connection broke or never was; None when the engine itself sent the status.
 
@@ -70,7 +75,7 @@ def rpc_failure(
         return lost
     code, details = code_of(error), details_of(error)
     if code is Code.DEADLINE_EXCEEDED:
-        within = "in time" if timeout_s is None else f"within {timeout_s:g} s"
+        within = "in time" if timeout_s is None else f"within {seconds(timeout_s)}"
         return EngineFailure(Reason.ENGINE_ERROR, f"{where}: {rpc} was not answered {within}", code=code)
     reason = Reason.ENGINE_ERROR
     if code is Code.UNIMPLEMENTED:

@@ -17,10 +17,12 @@ from tandem_router.model.failure import EngineFailure
 from tandem_router.model.worker import WorkerFacts
 from tandem_router.transport.channels import Metadata
 from tandem_router.transport.connection import Connection
-from tandem_router.transport.failures import rpc_failure
+from tandem_router.transport.failures import rpc_failure, seconds
 
 __all__ = ["Life", "limit", "serialize"]
 
+_CONNECTING_SHARE = 0.9
+"""Of the time that connecting may take: the rest is for asking who answers."""
 _CLOCK_SLACK_S = 1.0
 """Beside the time that an answer takes: ages are rounded, and clocks of two machines drift and are set."""
 
@@ -103,11 +105,13 @@ class Life:
             return
         where = self.connection.where
         limit_s = self._connect_timeout_s if timeout_s is None else min(timeout_s, self._connect_timeout_s)
+        # The connection's own timeout comes first: it knows why there is none.
+        connecting_s = limit_s * _CONNECTING_SHARE
         async with limit(limit_s, f"{where}: connecting", is_connecting=True), self._settling:
             if self.is_open:
                 return
             self._is_settled = False
-            await self.connection.reconnect(limit_s)
+            await self.connection.reconnect(connecting_s)
             known = self._identity
             if known is not None and not known.is_same(await self._read_identity(limit_s)):
                 if reports_loss:
@@ -169,7 +173,7 @@ async def limit(timeout_s: float, what: str, *, is_connecting: bool = False) -> 
     except TimeoutError:
         raise EngineFailure(
             Reason.WORKER_UNREACHABLE if is_connecting else Reason.ENGINE_ERROR,
-            f"{what}: no answer within {timeout_s:g} s",
+            f"{what}: no answer within {seconds(timeout_s)}",
             code=Code.DEADLINE_EXCEEDED,
             was_sent=not is_connecting,
             connection_lost=is_connecting,
