@@ -218,6 +218,12 @@ class TextCodecs(Protocol):
     def source(self, model: str) -> TokenizerSource | None:
         """Where the codec of a model id came from, or None while none is loaded."""
 
+    async def digest(self, archive: bytes) -> str:
+        """Equal for archives of equal tokenizers and templates, whatever the order and age of their files; hex.
+
+        Raises TandemError(TOKENIZER_UNAVAILABLE).
+        """
+
     async def load(self, model: str, archive: bytes | None, source: TokenizerSource) -> None:
         """Load and keep a model's tokenizer; raises TandemError(TOKENIZER_UNAVAILABLE), then the old one stays.
 

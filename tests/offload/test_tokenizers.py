@@ -127,3 +127,32 @@ async def test_nothing_is_loaded_from_nowhere(pool: TokenizerPool) -> None:
 async def test_closing_twice_is_harmless(pool: TokenizerPool) -> None:
     await pool.close()
     await pool.close()
+
+
+def rewritten(archive: bytes, *, replaced: dict[str, bytes] | None = None) -> bytes:
+    """The same files in another order, of another date, with something beside them that is not read."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in reversed(old.namelist()):
+            new.writestr(zipfile.ZipInfo(name, (2001, 2, 3, 4, 5, 6)), (replaced or {}).get(name, old.read(name)))
+        new.writestr("generation_config.json", b"{}")
+    return buffer.getvalue()
+
+
+async def test_zips_of_equal_files_have_equal_digests(pool: TokenizerPool, archive: bytes) -> None:
+    again = rewritten(archive)
+    assert again != archive
+    assert await pool.digest(again) == await pool.digest(archive)
+
+
+async def test_another_template_or_vocabulary_has_another_digest(
+    pool: TokenizerPool, archive: bytes, plain_archive: bytes
+) -> None:
+    other = rewritten(archive, replaced={"tokenizer.json": b"{}"})
+    assert len({await pool.digest(each) for each in (archive, plain_archive, other)}) == 3
+
+
+async def test_garbage_has_no_digest(pool: TokenizerPool) -> None:
+    with pytest.raises(TandemError) as caught:
+        await pool.digest(b"garbage")
+    assert caught.value.reason is Reason.TOKENIZER_UNAVAILABLE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tandem_router.model.adapters import AdapterUse
 from tandem_router.model.ids import WorkerId
@@ -34,7 +34,7 @@ class EmbedRequest:
     target_worker_id: WorkerId | None = None
     """The worker that must answer; None = the router chooses."""
     target_dp_rank: int | None = None
-    timeouts: Timeouts = Timeouts()
+    timeouts: Timeouts = field(default_factory=Timeouts)
     """first_token_s is until the answer; inter_token_s means nothing."""
 
 

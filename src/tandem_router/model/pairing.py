@@ -52,7 +52,7 @@ class AbortInTransfer(enum.StrEnum):
 
 
 class LegRole(enum.StrEnum):
-    """One of the two halves of a pair. An aggregated request is one DECODE leg."""
+    """One of the two halves of a pair. An aggregated request is one DECODE leg, and so is an input to embed."""
 
     PREFILL = "PREFILL"
     DECODE = "DECODE"

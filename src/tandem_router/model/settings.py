@@ -40,6 +40,8 @@ class JobSettings:
     history_ttl_s: float = 3600.0
     """How long an ended job, and a worker whose registration failed, stay readable."""
     connect_timeout_s: float = 5.0
+    tokenizer_timeout_s: float = 30.0
+    """For a worker to hand out its tokenizer, a few MB: one that is loading weights may be slow."""
     max_connection_attempts: int = 20
     """WorkerSpec.max_connection_attempts overrides; SMG's default."""
     connect_backoff_initial_s: float = 0.2

@@ -19,6 +19,8 @@ class TokenizerSource:
     """Jinja2; None = the tokenizer's own."""
     worker_id: WorkerId | None = field(default=None, compare=False)
     """Whose spec it is."""
+    digest: str | None = field(default=None, compare=False)
+    """Of the worker's archive, as `TextCodecs.digest` says; None where nothing of one was loaded."""
 
     @property
     def is_stated(self) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -97,6 +99,13 @@ class TokenizerPool:
         codec = self._codecs.get(model)
         return None if codec is None else codec.source
 
+    async def digest(self, archive: bytes) -> str:
+        """sha256 of what is read of an archive, hex: zips of one folder on two machines differ in dates and order.
+
+        Raises TandemError(TOKENIZER_UNAVAILABLE).
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._threads, _digest, archive)
+
     async def load(self, model: str, archive: bytes | None, source: TokenizerSource = _FROM_WORKER) -> None:
         """Load and keep a tokenizer; raises TandemError(TOKENIZER_UNAVAILABLE), then the old one stays.
 
@@ -110,6 +119,14 @@ class TokenizerPool:
         """End threads and process; encodings under way are finished first. Idempotent."""
         await self._templates.close()
         await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
+
+
+def _digest(archive: bytes) -> str:
+    files = open_archive(archive)
+    rest = json.dumps([files.config, files.special_tokens, files.chat_template], sort_keys=True)
+    hashed = hashlib.sha256(rest.encode("utf-8", "surrogatepass"))
+    hashed.update(files.tokenizer_json.encode("utf-8", "surrogatepass"))
+    return hashed.hexdigest()
 
 
 def _unpack(archive: bytes | None, source: TokenizerSource) -> tuple[TokenizerFiles, Tokenizer]:

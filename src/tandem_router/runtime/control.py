@@ -5,8 +5,6 @@ All changes go through one pipeline (runtime/pipeline.py); here, calls become co
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tandem_router.core.commands import (
@@ -29,9 +27,9 @@ from tandem_router.core.commands import (
 from tandem_router.core.ledger import LegLedger
 from tandem_router.core.registry import Registry, RegistryStatistics
 from tandem_router.core.watch_workers import WorkerHistory
-from tandem_router.errors import Reason, TandemError
+from tandem_router.errors import TandemError
 from tandem_router.model.failure import EngineFailure
-from tandem_router.model.ids import JobId, RankKey, WorkerId, canonical_uuid
+from tandem_router.model.ids import JobId, RankKey, WorkerId
 from tandem_router.model.job import Job
 from tandem_router.model.settings import RuntimeSettings
 from tandem_router.model.spec import WorkerSpec
@@ -45,12 +43,15 @@ from tandem_router.runtime.idleness import Idleness
 from tandem_router.runtime.job_runner import JobRunner, JobRunnerStatistics
 from tandem_router.runtime.job_work import JobWork
 from tandem_router.runtime.load_samples import LoadSamples
-from tandem_router.runtime.models import ServedModel, served_models
 from tandem_router.runtime.pairing import Pairings
 from tandem_router.runtime.pipeline import Pipeline, Settle
-from tandem_router.runtime.probes import ProbeContext, WorkerProbe
+from tandem_router.runtime.probes import ProbeContext
+from tandem_router.runtime.probing import Probing
+from tandem_router.runtime.rank_watch import RankWatch
 from tandem_router.runtime.registration import Registration
+from tandem_router.runtime.registry_reads import RegistryReads, job_id_of, worker_id_of
 from tandem_router.runtime.scope import TaskScope
+from tandem_router.runtime.tokenizers import Tokenizers
 
 __all__ = ["Control", "ControlStatistics"]
 
@@ -68,7 +69,7 @@ class ControlStatistics:
     tasks: int
 
 
-class Control:
+class Control(RegistryReads):
     """Workers and jobs. One event loop owns it; create it, `start` it, and `close` it there."""
 
     def __init__(
@@ -91,28 +92,28 @@ class Control:
         """
         self._settings = settings or RuntimeSettings()
         self._ids = ids
-        self._registry = Registry(self._settings.jobs, revision=revision)
+        registry = Registry(self._settings.jobs, revision=revision)
         self._scope = TaskScope("control")
-        self.history = WorkerHistory(self._registry, capacity=self._settings.watch.log_capacity)
+        self.history = WorkerHistory(registry, capacity=self._settings.watch.log_capacity)
         """What changed, for watches."""
-        self._pipeline = Pipeline(self._registry, store, clock, observer, self._carry_out, self.history)
+        pipeline = Pipeline(registry, store, clock, observer, self._carry_out, self.history)
         self._runner = JobRunner(self._run_job, self._settings.jobs.max_running)
         self._dialing = Dialing(dialer, self._settings)
         self._idleness = Idleness(ledger)
-        self.fleet = WorkerFleet(self._registry, self._scope, self._leg_failed, self._idleness)
+        ranks = RankWatch(pipeline, self._scope)
+        self.fleet = WorkerFleet(registry, self._scope, self._leg_failed, self._idleness, ranks)
         """ports.Fleet for the relay."""
-        self._loads = LoadSamples(self.fleet, clock, self._settings.load)
+        super().__init__(registry, pipeline, LoadSamples(self.fleet, clock, self._settings.load))
+        tokenizers = Tokenizers(pipeline, codecs, self._settings.jobs.tokenizer_timeout_s)
         registration = Registration(
-            self._pipeline, self.fleet, self._runner, self._dialing, dialer, codecs, rng, self._settings
+            pipeline, self.fleet, self._runner, self._dialing, dialer, tokenizers, rng, self._settings
         )
-        self._draining = Draining(self._pipeline, self._idleness, clock, abort_grace_s=self._settings.abort_timeout_s)
-        self._work = JobWork(self._pipeline, registration, self._draining, self._dialing)
-        self._pairings = Pairings(self._pipeline, self._scope)
-        self._probe_context = ProbeContext(
-            self._pipeline, self.fleet, self._dialing, dialer, codecs, rng, self._settings, self._scope
+        self._draining = Draining(pipeline, self._idleness, clock, abort_grace_s=self._settings.abort_timeout_s)
+        self._work = JobWork(pipeline, registration, self._draining, self._dialing)
+        self._pairings = Pairings(pipeline, self._scope)
+        self._probing = Probing(
+            ProbeContext(pipeline, self.fleet, self._dialing, dialer, tokenizers, rng, self._settings, self._scope)
         )
-        self._probes: dict[WorkerId, WorkerProbe] = {}
-        self._probe_tasks: dict[WorkerId, asyncio.Task[None]] = {}
 
     def use(self, abort_legs: AbortLegs) -> None:
         """Whom to ask to end a worker's legs at the deadline of its drain; said once, before `start`."""
@@ -124,7 +125,7 @@ class Control:
     async def close(self) -> None:
         """Stop jobs and probes, close every connection; idempotent. Workers keep what they have: nothing is removed."""
         await self._runner.close()
-        await self._pipeline.close()
+        await self.pipeline.close()
         await self._scope.close()
         await self.fleet.close()
 
@@ -142,7 +143,7 @@ class Control:
         # Kept before the job can start, under an id that nobody knows yet.
         self._dialing.keep(worker_id, credentials)
         try:
-            outcome = await self._pipeline.submit(
+            outcome = await self.pipeline.submit(
                 CreateWorker(worker_id, job_id, spec, credentials is not None, request_id or None)
             )
         except TandemError:
@@ -168,9 +169,9 @@ class Control:
         FAILED worker whose URL has a successor WORKER_ALREADY_EXISTS, WORKER_CREATE_IN_PROGRESS.
         """
         job_id = JobId(self._ids.uuid())
-        has_any = None if credentials is None else credentials.has_any
-        command = ReplaceWorker(_worker_id(worker_id), job_id, spec, has_any, expected_generation)
-        outcome = await self._pipeline.submit(command, self._keep(job_id, credentials, is_whole=True))
+        has_any = self._dialing.has_any_after(worker_id_of(worker_id), credentials, is_whole=True)
+        command = ReplaceWorker(worker_id_of(worker_id), job_id, spec, has_any, expected_generation)
+        outcome = await self.pipeline.submit(command, self._keep(job_id, credentials, is_whole=True))
         worker, job = outcome.worker, outcome.job
         assert worker is not None, "a replacement answers with a worker or raises"
         assert job is not None, "a replacement answers with a job or raises"
@@ -188,9 +189,9 @@ class Control:
         Raises as `replace_worker` does.
         """
         job_id = JobId(self._ids.uuid())
-        has_any = None if credentials is None else credentials.has_any
-        command = UpdateWorker(_worker_id(worker_id), job_id, patch, has_any, expected_generation)
-        outcome = await self._pipeline.submit(command, self._keep(job_id, credentials, is_whole=False))
+        has_any = self._dialing.has_any_after(worker_id_of(worker_id), credentials, is_whole=False)
+        command = UpdateWorker(worker_id_of(worker_id), job_id, patch, has_any, expected_generation)
+        outcome = await self.pipeline.submit(command, self._keep(job_id, credentials, is_whole=False))
         assert outcome.worker is not None, "an update answers with a worker or raises"
         return outcome.worker, outcome.job
 
@@ -207,8 +208,8 @@ class Control:
         GENERATION_MISMATCH, WORKER_BEING_DELETED, JOB_QUEUE_FULL.
         """
         job_id = JobId(self._ids.uuid())
-        command = DrainWorker(_worker_id(worker_id), job_id, timeout_s, reason, expected_generation)
-        outcome = await self._pipeline.submit(command)
+        command = DrainWorker(worker_id_of(worker_id), job_id, timeout_s, reason, expected_generation)
+        outcome = await self.pipeline.submit(command)
         worker, job = outcome.worker, outcome.job
         assert worker is not None, "a drain answers with a worker or raises"
         assert job is not None, "a drain answers with a job or raises"
@@ -219,31 +220,9 @@ class Control:
 
         Raises TandemError: INVALID_WORKER_ID, WORKER_NOT_FOUND, GENERATION_MISMATCH, WORKER_BEING_DELETED.
         """
-        outcome = await self._pipeline.submit(UndrainWorker(_worker_id(worker_id), expected_generation))
+        outcome = await self.pipeline.submit(UndrainWorker(worker_id_of(worker_id), expected_generation))
         assert outcome.worker is not None, "an undrain answers with a worker or raises"
         return outcome.worker
-
-    async def get_worker(self, worker_id: str) -> Worker:
-        """The worker; raises TandemError: INVALID_WORKER_ID, WORKER_NOT_FOUND."""
-        await self._pipeline.expire()
-        worker = self._registry.worker(_worker_id(worker_id))
-        if worker is None:
-            raise TandemError(
-                Reason.WORKER_NOT_FOUND,
-                f"no worker has the id {worker_id}",
-                field="worker_id",
-                metadata={"worker_id": worker_id},
-            )
-        return worker
-
-    async def list_workers(self) -> tuple[Worker, ...]:
-        """Every worker, oldest first."""
-        await self._pipeline.expire()
-        return tuple(self._registry.workers().values())
-
-    async def with_loads(self, workers: Sequence[Worker]) -> tuple[Worker, ...]:
-        """The workers with what their engines say about their load, freshly read where that is due; never raises."""
-        return await self._loads.read(workers)
 
     async def delete_worker(
         self,
@@ -260,8 +239,8 @@ class Control:
         Raises TandemError: INVALID_WORKER_ID, WORKER_NOT_FOUND, GENERATION_MISMATCH, JOB_QUEUE_FULL.
         """
         job_id = JobId(self._ids.uuid())
-        command = DeleteWorker(_worker_id(worker_id), job_id, drain_timeout_s, force, expected_generation)
-        outcome = await self._pipeline.submit(command)
+        command = DeleteWorker(worker_id_of(worker_id), job_id, drain_timeout_s, force, expected_generation)
+        outcome = await self.pipeline.submit(command)
         assert outcome.job is not None, "a delete answers with a job or raises"
         return outcome.job
 
@@ -270,7 +249,7 @@ class Control:
 
         Raises TandemError: INVALID_REQUEST for an id that is not a UUID, JOB_NOT_FOUND, JOB_FINISHED.
         """
-        outcome = await self._pipeline.submit(RequestCancel(_job_id(job_id), reason))
+        outcome = await self.pipeline.submit(RequestCancel(job_id_of(job_id), reason))
         assert outcome.job is not None, "a cancel answers with a job or raises"
         return outcome.job
 
@@ -278,41 +257,19 @@ class Control:
         """Legs of ours on a worker now, over all its ranks and lives: what a drain waits for."""
         return self._idleness.legs(worker_id)
 
-    async def get_job(self, job_id: str) -> Job:
-        """The job; raises TandemError: INVALID_REQUEST for an id that is not a UUID, JOB_NOT_FOUND."""
-        await self._pipeline.expire()
-        job = self._registry.jobs.get(_job_id(job_id))
-        if job is None:
-            raise TandemError(Reason.JOB_NOT_FOUND, f"no job has the id {job_id}", field="job_id")
-        return job
-
-    async def list_jobs(self) -> tuple[Job, ...]:
-        """Every job whose record is kept, oldest first."""
-        await self._pipeline.expire()
-        return self._registry.jobs.all()
-
-    def models(self) -> tuple[ServedModel, ...]:
-        """The models of all registered workers, in the order of registration."""
-        return served_models(self._registry.workers().values())
-
-    @property
-    def revision(self) -> int:
-        """Store-wide; of the last change."""
-        return self._registry.revision
-
     def statistics(self) -> ControlStatistics:
         """Counts of now."""
         return ControlStatistics(
             registry=self._registry.statistics(),
             jobs=self._runner.statistics(),
-            probes=len(self._probes),
+            probes=len(self._probing),
             open_clients=self.fleet.open_clients,
             credentials=len(self._dialing),
             tasks=len(self._scope),
         )
 
     def __repr__(self) -> str:
-        return f"<Control {self._registry!r}, {len(self._probes)} probes>"
+        return f"<Control {self._registry!r}, {len(self._probing)} probes>"
 
     def _carry_out(self, directive: Directive) -> None:
         if self._scope.is_closed:
@@ -325,9 +282,9 @@ class Control:
             case CancelJob():
                 self._cancel(directive.job_id)
             case StartProbes():
-                self._start_probes(directive.worker_id)
+                self._probing.start(directive.worker_id)
             case CloseClient():
-                self._stop_probes(directive.worker_id)
+                self._probing.stop(directive.worker_id)
                 if directive.is_gone:
                     self._dialing.forget(directive.worker_id)
                 self.fleet.retire(directive.worker_id)
@@ -357,38 +314,8 @@ class Control:
 
         return settle
 
-    def _start_probes(self, worker_id: WorkerId) -> None:
-        self._stop_probes(worker_id)
-        worker = self._registry.worker(worker_id)
-        if worker is not None:
-            probe = WorkerProbe(self._probe_context, worker)
-            self._probes[worker_id] = probe
-            self._probe_tasks[worker_id] = self._scope.spawn(probe.run(), f"probe {worker_id}")
-
-    def _stop_probes(self, worker_id: WorkerId) -> None:
-        self._probes.pop(worker_id, None)
-        task = self._probe_tasks.pop(worker_id, None)
-        if task is not None:
-            task.cancel()
-
     def _leg_failed(self, key: RankKey, failure: EngineFailure) -> None:
-        probe = self._probes.get(key.worker_id)
-        if probe is not None:
-            probe.leg_failed(key, failure)
+        self._probing.leg_failed(key, failure)
 
     async def _run_job(self, job_id: JobId) -> None:
         await self._work.run(job_id)
-
-
-def _worker_id(text: str) -> WorkerId:
-    canonical = canonical_uuid(text)
-    if canonical is None:
-        raise TandemError(Reason.INVALID_WORKER_ID, f"{text!r} is not a UUID", field="worker_id")
-    return WorkerId(canonical)
-
-
-def _job_id(text: str) -> JobId:
-    canonical = canonical_uuid(text)
-    if canonical is None:
-        raise TandemError(Reason.INVALID_REQUEST, f"{text!r} is not a UUID", field="job_id")
-    return JobId(canonical)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tandem_router.model.detection import OnAsked
 from tandem_router.model.ids import JobId, WorkerId
 from tandem_router.model.settings import RuntimeSettings
 from tandem_router.model.worker import Credentials, CredentialsPatch, Worker
@@ -44,6 +45,20 @@ class Dialing:
         entry = self._wanted.get(worker_id)
         return None if entry is None else entry[1]
 
+    def has_any_after(self, worker_id: WorkerId, patch: CredentialsPatch | None, *, is_whole: bool) -> bool | None:
+        """Whether credentials are left after a change, or None where it changes nothing.
+
+        is_whole: it is made instead of what a job is to bring into effect, not after that.
+        Raises TandemError INVALID_REQUEST where half of a pair would be left.
+        """
+        if patch is None or patch.is_empty:
+            return None
+        earlier = None if is_whole else self.wanted(worker_id)
+        left = patch.over(earlier).onto(self._credentials.get(worker_id))
+        if left is not None:
+            left.check()
+        return left is not None
+
     def promote(self, worker_id: WorkerId, job_id: JobId) -> None:
         """The job has succeeded: what it dialled with is used from now on."""
         entry = self._wanted.get(worker_id)
@@ -65,8 +80,11 @@ class Dialing:
     def __len__(self) -> int:
         return len(self._credentials)
 
-    async def dial(self, worker: Worker, job_id: JobId | None = None) -> EngineClient:
-        """A fresh connection, with the credentials that `job_id` is to bring into effect; raises EngineFailure."""
+    async def dial(self, worker: Worker, job_id: JobId | None = None, on_asked: OnAsked | None = None) -> EngineClient:
+        """A fresh connection, with the credentials that `job_id` is to bring into effect; raises EngineFailure.
+
+        on_asked: told of each question of the detection.
+        """
         stated_s = worker.spec.channel.connect_timeout_s
         timeout_s = self._settings.jobs.connect_timeout_s if stated_s is None else stated_s
         spec = replace(worker.spec, url=worker.url)
@@ -75,5 +93,7 @@ class Dialing:
         if entry is not None and entry[0] == job_id:
             credentials = entry[1].onto(credentials)
         return await within(
-            timeout_s, f"dialling {worker.url}", self._dialer.dial(spec, credentials, timeout_s=timeout_s)
+            timeout_s,
+            f"dialling {worker.url}",
+            self._dialer.dial(spec, credentials, timeout_s=timeout_s, on_asked=on_asked),
         )

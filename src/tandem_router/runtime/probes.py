@@ -9,21 +9,21 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, replace
 
-from tandem_router.core.commands import MarkNotReady, MarkReady, Outcome, SetConditions
+from tandem_router.core.commands import MarkNotReady, MarkReady, Outcome, SetAdapters, SetConditions
 from tandem_router.core.health import Health, HealthInput, HealthPhase, health_settings, step
-from tandem_router.errors import Reason, TandemError
+from tandem_router.errors import Code, Reason, TandemError
 from tandem_router.model.failure import EngineFailure, Failure
 from tandem_router.model.ids import RankKey, WorkerId
 from tandem_router.model.settings import HealthSettings, RuntimeSettings
 from tandem_router.model.worker import Condition, Worker, WorkerStatus
-from tandem_router.ports import EngineClient, EngineDialer, Rng, TextCodecs
+from tandem_router.ports import EngineClient, EngineDialer, Rng
 from tandem_router.runtime.deadline import within
 from tandem_router.runtime.dialing import Dialing
 from tandem_router.runtime.facts import EffectiveFacts, effective_facts
 from tandem_router.runtime.fleet import WorkerFleet
 from tandem_router.runtime.pipeline import Pipeline
 from tandem_router.runtime.scope import TaskScope
-from tandem_router.runtime.tokenizers import load_tokenizer
+from tandem_router.runtime.tokenizers import Tokenizers
 
 __all__ = ["ProbeContext", "WorkerProbe"]
 
@@ -44,7 +44,7 @@ class ProbeContext:
     fleet: WorkerFleet
     dialing: Dialing
     dialer: EngineDialer
-    codecs: TextCodecs
+    tokenizers: Tokenizers
     rng: Rng
     settings: RuntimeSettings
     scope: TaskScope
@@ -148,15 +148,31 @@ class WorkerProbe:
         if client is None:
             raise EngineFailure(Reason.WORKER_UNREACHABLE, "no connection is open", connection_lost=True)
         timeout_s = self._settings.timeout_s
-        await within(timeout_s, "the probe", client.probe(timeout_s=timeout_s))
+        try:
+            await within(timeout_s, "the probe", client.probe(timeout_s=timeout_s))
+        except EngineFailure as failure:
+            is_late = failure.code is Code.DEADLINE_EXCEEDED and not failure.connection_lost
+            if not (is_late and self._health.phase.is_ready and self._works(client)):
+                raise
+            return  # a long prefill keeps the health check waiting, not the other streams
         if not is_deep or worker.facts is None:
             return
         found = await within(timeout_s, "reading facts", client.describe(timeout_s=timeout_s))
         if found.instance != worker.facts.instance:
             sentence = f"another process answers: instance {found.instance}, was {worker.facts.instance}"
             raise EngineFailure(Reason.WORKER_LOST, sentence, connection_lost=True)
+        if found.adapters != worker.facts.adapters:
+            await self._context.pipeline.submit(SetAdapters(self._id, worker.epoch, found.adapters))
         if worker.facts.bootstrap is not None:
             await self._probe_bootstrap(worker.facts.bootstrap.host, worker.facts.bootstrap.port)
+
+    def _works(self, client: EngineClient) -> bool:
+        """Whether the engine itself, not only its process, has shown within the last interval that it works."""
+        seen_s = client.last_sign_of_life_s
+        if seen_s is None:
+            return False
+        recent_s = max(self._settings.check_interval_s, self._settings.timeout_s)
+        return asyncio.get_running_loop().time() - seen_s <= recent_s
 
     async def _probe_anew(self) -> None:
         """Ask over a fresh connection, kept for the next probe as long as it answers."""
@@ -200,7 +216,7 @@ class WorkerProbe:
             self._health = Health(before.epoch, HealthPhase.LOST, 0, True)
             return
         try:
-            effective, conditions = await self._read(worker, client)
+            effective, conditions = await self._read(worker, client, is_new_life=candidate is not None)
         except EngineFailure as failure:
             self._drop_candidate()
             self._health = step(self._health, HealthInput.PROBE_FAILED, before.epoch, self._settings)
@@ -244,7 +260,9 @@ class WorkerProbe:
             MarkReady(self._id, epoch, effective.facts, effective.ranks, is_new_life, conditions), settle
         )
 
-    async def _read(self, worker: Worker, client: EngineClient) -> tuple[EffectiveFacts, tuple[Condition, ...]]:
+    async def _read(
+        self, worker: Worker, client: EngineClient, *, is_new_life: bool
+    ) -> tuple[EffectiveFacts, tuple[Condition, ...]]:
         """Facts, the bootstrap endpoint and the tokenizer of a worker that comes back; raises EngineFailure."""
         timeout_s = self._settings.timeout_s
         found = await within(timeout_s, "reading facts", client.describe(timeout_s=timeout_s))
@@ -257,7 +275,9 @@ class WorkerProbe:
             await self._probe_bootstrap(endpoint.host, endpoint.port)
             where = f"bootstrap endpoint {endpoint.host}:{endpoint.port}"
             conditions.append(Condition("BOOTSTRAP_REACHABLE", True, "REACHABLE", where, 0.0))
-        tokenizer, _, _ = await load_tokenizer(_with(worker, effective), client, self._context.codecs)
+        tokenizer = next((claim for claim in worker.conditions if claim.type == "TOKENIZER" and claim.is_true), None)
+        if is_new_life or tokenizer is None:
+            tokenizer, _, _ = await self._context.tokenizers.load(_with(worker, effective), client)
         return effective, (*conditions, tokenizer)
 
     def _worker(self) -> Worker:
