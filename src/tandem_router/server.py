@@ -31,17 +31,22 @@ from tandem_router.offload.tokenizers import TokenizerPool
 from tandem_router.policies.compatibility import incompatibility
 from tandem_router.policies.plan import Planner
 from tandem_router.policies.scorers import LeastInFlight
+from tandem_router.runtime.adapter_control import AdapterControl
 from tandem_router.runtime.control import Control
+from tandem_router.runtime.operations import Operations
 from tandem_router.runtime.relay import Relay, RelayStatistics
 from tandem_router.runtime.relay_environment import RelayEnvironment
 from tandem_router.runtime.watch import Watches
 from tandem_router.services import listeners
+from tandem_router.services.adapter import AdapterServicer
+from tandem_router.services.cache import CacheServicer
 from tandem_router.services.forwarding import ForwardedMetadata
 from tandem_router.services.gate import Gate
 from tandem_router.services.health import HealthServicer
 from tandem_router.services.heartbeat import Heartbeat
 from tandem_router.services.job import JobServicer
 from tandem_router.services.pair import PairServicer
+from tandem_router.services.profile import ProfileServicer
 from tandem_router.services.router import RouterLimits, RouterServicer
 from tandem_router.services.worker import WorkerServicer
 from tandem_router.settings import ServerSettings, SettingsError, TelemetrySettings
@@ -49,6 +54,7 @@ from tandem_router.store.memory import InMemoryStore
 from tandem_router.telemetry.readings import Fleet, Readings
 from tandem_router.telemetry.telemetry import Telemetry
 from tandem_router.transport.dialer import GrpcDialer
+from tandem_router.transport.tls import TlsFiles
 
 __all__ = ["Addresses", "RouterServer"]
 
@@ -97,7 +103,7 @@ class RouterServer:
             ids=ids,
             rng=rng,
             store=InMemoryStore(),
-            dialer=GrpcDialer(),
+            dialer=GrpcDialer(_worker_tls(settings)),
             codecs=self._codecs,
             ledger=ledger,
             observer=telemetry.observer,
@@ -141,11 +147,15 @@ class RouterServer:
             _fits,
             RouterLimits(runtime.max_prompt_bytes, settings.slow_client_timeout_s, _forwarded(settings)),
         )
+        operations = Operations(self._control.fleet, clock)
         self._public = listeners.router_server(router, health, ids, limits, gate, telemetry.observer.call_ended)
         self._admin = listeners.admin_server(
             WorkerServicer(self._control, ledger.in_flight, clock, self._watches),
             JobServicer(self._control, self._watches),
             PairServicer(self._relay, self._watches, runtime.max_prompt_bytes),
+            AdapterServicer(AdapterControl(operations, self._control.pipeline.submit), clock),
+            CacheServicer(operations, clock),
+            ProfileServicer(operations, clock),
             health,
             ids,
             limits,
@@ -260,6 +270,15 @@ def _forwarded(settings: ServerSettings) -> ForwardedMetadata:
         return ForwardedMetadata(settings.forward_metadata)
     except ValueError as error:
         raise SettingsError(f"forward_metadata: {error}") from error
+
+
+def _worker_tls(settings: ServerSettings) -> TlsFiles:
+    try:
+        files = TlsFiles(settings.worker_tls_ca, settings.worker_tls_certificate, settings.worker_tls_key)
+        files.check()
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    return files
 
 
 def _fits(prefill: Worker, decode: Worker) -> bool:

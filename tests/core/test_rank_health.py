@@ -39,6 +39,14 @@ def test_on_trial_one_failure_is_enough_and_one_success_clears() -> None:
     assert not healths.failed(RANKS[0], Reason.ENGINE_ERROR)
 
 
+def test_lives_that_are_over_leave_nothing() -> None:
+    healths = RankHealths()
+    for key in RANKS[:2]:
+        healths.failed(key, Reason.ENGINE_ERROR)
+    healths.retain(lambda key: key == RANKS[1])
+    assert len(healths) == 1
+
+
 def test_what_is_forgotten_leaves_nothing() -> None:
     healths = RankHealths()
     healths.failed(RANKS[0], Reason.ENGINE_ERROR)

@@ -98,7 +98,7 @@ def test_template_that_loops_is_stopped_and_refused(undisturbed: RouterProcess) 
     request = generate_pb2.GenerateRequest(model="looping", chat=chat)
     answer = undisturbed.generate(request)
     error: Any = answer.error
-    assert str(error.details()).startswith("INVALID_REQUEST: chat: the chat template did not end within")
+    assert str(error.details()).startswith("INVALID_REQUEST: chat.messages: the chat template did not end within")
 
 
 def test_unknown_field_is_ignored_as_protobuf_has_it(house: RouterProcess) -> None:

@@ -230,6 +230,32 @@ def test_an_answer_that_broke_after_a_token_is_not_asked_for_again(shelf: Shelf)
             assert sum(engine.process.poll() is not None for engine in decodes) == died
 
 
+@pytest.fixture(scope="module")
+def embedder() -> Iterator[RouterProcess]:
+    with system("sglang", prefill=0, decode=0, alone=True) as (router, _, _):
+        yield router
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_texts_are_compared_by_their_vectors(shelf: Shelf, embedder: RouterProcess, language: str) -> None:
+    code, out, err = shelf.run(f"{language}/embed", "good bread", "good butter", "good bread", router=embedder)
+    assert code == 0, err
+    near = {line.split(" ", 1)[1]: float(line.split(" ", 1)[0]) for line in out.splitlines()}
+    assert list(near) == ["good bread", "good butter"]
+    assert near["good bread"] == 1.0
+    assert -1 < near["good butter"] < 1
+    asked = [TokenizeRequest(text=text) for text in ("good bread", "good butter", "good bread")]
+    tokens = sum(len(embedder.router.Tokenize(each).token_ids) for each in asked)
+    assert f"{tokens} tokens, 128 values each, alone" in err
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_an_input_at_fault_is_named(shelf: Shelf, embedder: RouterProcess, language: str) -> None:
+    code, _, err = shelf.run(f"{language}/embed", "good bread", "", router=embedder)
+    assert code == 1
+    assert "EMPTY_PROMPT: inputs[1].text: " in err
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_look_at_the_fleet_ends_by_itself(shelf: Shelf, fleet: Fleet, language: str) -> None:
     code, out, err = shelf.run(f"{language}/watch_workers", "--once", router=fleet[0])

@@ -132,7 +132,7 @@ def test_reflection_client_lists_every_name(router: RouterProcess, listener: str
     names = {name for name in answer["statuses"] if not name.startswith("model/")}
     assert names == {
         "", "liveness", "readiness", "tandem.v1.RouterService", "tandem.v1.WorkerService", "tandem.v1.JobService",
-        "tandem.v1.PairService",
+        "tandem.v1.PairService", "tandem.v1.AdapterService", "tandem.v1.CacheService", "tandem.v1.ProfileService",
     }  # fmt: skip
 
 

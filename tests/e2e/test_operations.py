@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
+import trustme
 from tests.e2e.documents import ROOT, blocks, on_free_ports, run_blocks
 
 pytestmark = pytest.mark.e2e
 
 PAGE = ROOT / "docs/operations.md"
-PORTS = ("50051", "50052", "50053", "7001", "7002", "7003", "7009")
+PORTS = ("50051", "50052", "50053", "7001", "7002", "7003", "7004", "7009")
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +29,24 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "TANDEM_ADMIN_ADDRESS": f"127.0.0.1:{port['50052']}",
         "TANDEM_HEALTH_ADDRESS": f"127.0.0.1:{port['50053']}",
     }
-    outputs = run_blocks(scripts, cwd=tmp_path_factory.mktemp("operations"), environ=environ, timeout_s=150)
+    folder = tmp_path_factory.mktemp("operations")
+    _certify(folder)
+    outputs = run_blocks(scripts, cwd=folder, environ=environ, timeout_s=240)
     found: dict[str, str] = {}
     for section, output in zip(sections, outputs, strict=True):
         found[section] = found.get(section, "") + output
     return found
+
+
+def _certify(folder: Path) -> None:
+    """The files of an authority that the page takes for granted."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    for name, identity in (("engine", "127.0.0.1"), ("router", "router.example"), ("renewed", "router.example")):
+        issued = authority.issue_cert(identity)
+        issued.private_key_pem.write_to_path(str(folder / f"{name}.key"))
+        for part in issued.cert_chain_pems:
+            part.write_to_path(str(folder / f"{name}.pem"), append=True)
 
 
 def test_settings_are_shown_with_their_source(said: dict[str, str]) -> None:
@@ -99,6 +114,41 @@ def test_a_replaced_worker_is_in_effect_as_a_new_epoch(said: dict[str, str]) -> 
 def test_a_stale_generation_changes_nothing(said: dict[str, str]) -> None:
     assert "GENERATION_MISMATCH: " in said["Change a worker"]
     assert "refused with exit code 1" in said["Change a worker"]
+
+
+def test_an_adapter_that_engines_do_not_find_is_refused_in_their_words(said: dict[str, str]) -> None:
+    loading = said["Load an adapter"]
+    assert "ENGINE_ERROR: " in loading
+    assert "/adapters/german" in loading
+    assert "ADAPTER_NOT_FOUND: " in loading
+    assert loading.count("exit code 1") == 2
+
+
+def test_caches_are_flushed_and_a_trace_is_left(said: dict[str, str]) -> None:
+    operated = said["Flush caches and take profiles"]
+    assert len(re.findall(r"^[0-9a-f-]{36}  yes\b", operated, re.MULTILINE)) == 5
+    assert re.search(r"^can +.*adapters, flush cache, profile", operated, re.MULTILINE)
+    assert re.search(r"\.json\S*$", operated.strip(), re.MULTILINE)
+
+
+def test_a_key_is_stored_and_not_shown(said: dict[str, str]) -> None:
+    keys = said["Keys and certificates of workers"]
+    assert re.search(r"^credentials +stored$", keys, re.MULTILINE)
+    assert "made-up" not in keys
+
+
+def test_a_worker_is_reached_over_mutual_tls_and_its_certificate_rotated(said: dict[str, str]) -> None:
+    secured = said["Keys and certificates of workers"]
+    assert re.search(r"^url +grpcs://127\.0\.0\.1:\d+$", secured, re.MULTILINE)
+    assert "activate succeeded: in effect as epoch 2" in secured
+    assert secured.count("remove succeeded") == 2
+
+
+def test_an_untrusted_worker_is_refused_with_the_side_that_did(said: dict[str, str]) -> None:
+    secured = said["Keys and certificates of workers"]
+    assert "WORKER_TLS_FAILED" in secured
+    assert "failed with exit code 1" in secured
+    assert "PRIVATE KEY" not in secured
 
 
 def test_a_deleted_worker_is_gone(said: dict[str, str]) -> None:

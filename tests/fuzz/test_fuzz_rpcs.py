@@ -25,6 +25,7 @@ from tests.fuzz.wire_bytes import nearly_a_message
 from tests.services.fakes import J1, W1, FakeRelay, served
 
 from tandem.v1 import (
+    embed_pb2,
     generate_pb2,
     job_service_pb2,
     message_pb2,
@@ -58,10 +59,14 @@ _IDS = generate_pb2.GenerateRequest(token_ids=message_pb2.TokenIds(ids=[1, 2]))
 _CHAT = generate_pb2.GenerateRequest(
     chat=message_pb2.ChatInput(messages=[message_pb2.ChatMessage(role=message_pb2.CHAT_ROLE_USER, content="hi")])
 )
+_EMBED = embed_pb2.EmbedRequest(
+    inputs=[embed_pb2.EmbedInput(text="hi"), embed_pb2.EmbedInput(token_ids=message_pb2.TokenIds(ids=[1, 2]))]
+)
 _SPEC = worker_spec_pb2.WorkerSpec(url="grpc://h:1")
 VALID: dict[str, tuple[bytes, ...]] = {
     "Generate": tuple(one.SerializeToString() for one in (_TEXT, _IDS, _CHAT)),
     "PlanPair": (pair_service_pb2.PlanPairRequest(request=_TEXT).SerializeToString(),),
+    "Embed": (_EMBED.SerializeToString(),),
     "Tokenize": (router_service_pb2.TokenizeRequest(text="hi").SerializeToString(),),
     "CreateWorker": (worker_service_pb2.CreateWorkerRequest(spec=_SPEC).SerializeToString(),),
     "ReplaceWorker": (worker_service_pb2.ReplaceWorkerRequest(worker_id=W1, spec=_SPEC).SerializeToString(),),

@@ -205,3 +205,17 @@ def test_choices_of_one_call_go_where_one_call_can_ask_for_them(choices: int, ta
     made = plan(Query("m", 100, choices=choices), *preferred)
     assert isinstance(made, Plan)
     assert made.decode.worker.id[-1] == taken
+
+
+@pytest.mark.parametrize(
+    ("temperature", "default", "is_taken"),
+    [(0.0, None, False), (0.5, None, True), (None, 0.0, False), (None, 0.7, True), (None, None, True)],
+)
+def test_greedy_choices_have_a_limit_of_their_own(
+    temperature: float | None, default: float | None, is_taken: bool
+) -> None:
+    said = {} if default is None else {"temperature": default}
+    made = plan(
+        Query("m", 100, choices=2, temperature=temperature), worker(1, R, max_greedy_choices=1, default_sampling=said)
+    )
+    assert isinstance(made, Plan) is is_taken

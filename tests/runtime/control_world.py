@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -58,6 +59,8 @@ class Process:
     clients: list[Client] = field(default_factory=list)
     on_describe: Callable[[], None] | None = None
     """Called whenever facts are asked for."""
+    on_fetch: Callable[[float], None] | None = None
+    """Called with the timeout whenever the tokenizer is asked for."""
 
     def restart(self, **facts: Any) -> None:
         self.life += 1
@@ -115,6 +118,8 @@ class Client:
         return None
 
     async def fetch_tokenizer(self, *, timeout_s: float) -> bytes | None:
+        if self._process.on_fetch is not None:
+            self._process.on_fetch(timeout_s)
         return (await self._ask()).tokenizer
 
     async def close(self) -> None:
@@ -174,6 +179,9 @@ class Codecs:
 
     def source(self, model: str) -> TokenizerSource | None:
         return self.sources.get(model)
+
+    async def digest(self, archive: bytes) -> str:
+        return hashlib.sha256(archive).hexdigest()
 
     async def load(self, model: str, archive: bytes | None, source: TokenizerSource) -> None:
         self.archives[model], self.sources[model] = archive, source

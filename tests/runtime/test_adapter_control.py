@@ -10,6 +10,7 @@ from tests.policies.fleet import worker
 from tests.runtime.operated_engines import OperatedFleet
 
 from tandem_router.errors import Reason, TandemError
+from tandem_router.model.adapters import LoadedAdapter
 from tandem_router.model.failure import EngineFailure
 from tandem_router.model.operations import LoadAdapter
 from tandem_router.model.selection import WorkerSelection
@@ -60,6 +61,34 @@ def test_an_unload_without_a_selection_reaches_what_was_loaded_past_the_router()
     assert [one.worker_id for one in outcomes] == [list(fleet.snapshot)[1]]
     assert fleet.known(1) == ["fr"]
     assert fleet.engine(0).verbs == ["ListAdapters"]
+
+
+def test_an_unload_without_a_selection_tells_of_a_holder_that_cannot_be_asked() -> None:
+    """Drained today and undrained tomorrow, it would be sent requests for the adapter again."""
+    loaded = (LoadedAdapter("de", "id-de", "/a/de"),)
+    fleet = OperatedFleet(
+        worker(1, R, applies_adapters=True),
+        worker(2, R, applies_adapters=True, adapters=loaded, status=WorkerStatus.DRAINING),
+        worker(3, R, applies_adapters=True, status=WorkerStatus.DRAINING),
+    )
+    fleet.hold(0, "de")
+    first, second = fleet.play(fleet.adapters.unload("de", None, None))
+    assert (first.message, first.failure) == ("unloaded", None)
+    assert second.worker_id == list(fleet.snapshot)[1]
+    assert second.failure is not None
+    assert (second.failure.reason, second.failure.sentence) == (Reason.NO_READY_WORKER, "its status is DRAINING")
+
+
+def test_a_fleet_with_nobody_to_ask_has_no_adapters() -> None:
+    fleet = OperatedFleet(worker(1, R, applies_adapters=True, status=WorkerStatus.NOT_READY))
+
+    async def scene() -> None:
+        assert await fleet.adapters.list() == ()
+        await fleet.adapters.unload("de", None, None)
+
+    with pytest.raises(TandemError) as refused:
+        fleet.play(scene())
+    assert refused.value.reason is Reason.ADAPTER_NOT_FOUND
 
 
 def test_a_selected_worker_without_the_adapter_has_nothing_to_do() -> None:

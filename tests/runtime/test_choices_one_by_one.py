@@ -10,7 +10,7 @@ from tests.runtime.call_world import ask, call, pair_of, play
 
 from tandem_router.core.commands import RecordFacts
 from tandem_router.errors import Reason
-from tandem_router.model.adapters import AdapterUse, LoadedAdapter
+from tandem_router.model.adapters import AdapterUse
 from tandem_router.model.pairing import HandshakeKind, LegRole
 from tandem_router.model.request import GenerateRequest, LegRequest, Sampling
 from tandem_router.model.spec_patch import SpecPatch
@@ -102,12 +102,26 @@ def test_all_at_once_is_tried_again_only_where_all_can_be_had_at_once(legs: list
     assert len(legs) > 1
 
 
+def test_several_greedy_choices_are_not_tried_again_where_an_engine_refuses_them(legs: list[LegRequest]) -> None:
+    async def scene(runtime: SimRuntime) -> ClientRecord:
+        await say(runtime, only=1, max_greedy_choices=1)
+        runtime.machines.machines["first"].faults.is_refusing = True
+        first = (await runtime.control.list_workers())[0]
+        await runtime.control.update_worker(first.id, SpecPatch({("priority",): 90}))
+        return await call(runtime, ask(sampling=replace(THREE, temperature=0.0)))
+
+    record = play(scene, {"first": EngineScript(), "second": EngineScript()})
+    assert record.error is not None
+    assert record.error.reason is Reason.WORKER_REFUSED
+    assert [leg.sampling.n for leg in legs] == [3] * len(legs)
+
+
 def test_an_adapter_reaches_both_legs_of_a_pair(legs: list[LegRequest]) -> None:
     async def scene(runtime: SimRuntime) -> ClientRecord:
-        await say(runtime, applies_adapters=True, adapters=(LoadedAdapter("de", "7"),))
         return await call(runtime, ask(adapters=(AdapterUse("de", 0.5),)))
 
-    record = play(scene, pair_of(HandshakeKind.HANDOFF))
+    pair = pair_of(HandshakeKind.HANDOFF)
+    record = play(scene, {name: replace(script, adapters=("de",)) for name, script in pair.items()})
     assert record.finished is not None
     assert {leg.role: leg.adapters for leg in legs} == dict.fromkeys(LegRole, (AdapterUse("de", 0.5),))
 

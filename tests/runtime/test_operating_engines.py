@@ -16,6 +16,7 @@ from tandem_router.model.operations import FlushCache, Operation, StartProfile, 
 from tandem_router.model.selection import WorkerOutcome, WorkerSelection
 from tandem_router.model.spec import WorkerType
 from tandem_router.model.worker import WorkerStatus
+from tandem_router.runtime.operations import MAX_AT_ONCE
 
 R, P, D = WorkerType.REGULAR, WorkerType.PREFILL, WorkerType.DECODE
 M = WorkerSelection(model="m")
@@ -102,6 +103,15 @@ def test_a_selection_of_nobody_is_refused(selection: WorkerSelection, status: Wo
         carried_out(fleet, selection=selection)
     assert refused.value.reason is reason
     assert fleet.engine(0).asked == []
+
+
+def test_one_whose_turn_never_came_is_not_asked_and_told_of_so() -> None:
+    fleet = OperatedFleet(*(worker(number, R) for number in range(1, MAX_AT_ONCE + 2)))
+    for number in range(MAX_AT_ONCE + 1):
+        fleet.engine(number).takes_s = 5.0
+    with pytest.raises(TandemError):
+        carried_out(fleet, within_s=2.0)
+    assert sum(not engine.asked for engine in fleet.engines.values()) == 1
 
 
 def test_an_engine_that_is_late_is_told_of_before_the_caller_gives_up() -> None:

@@ -198,7 +198,8 @@ def test_a_storm_of_failing_legs_asks_for_few_probes() -> None:
         worker = await world.ready(URL)
         await asyncio.sleep(0.5)
         before = len(world.dialer.knocks)
-        probe = world.control._probes[worker.id]
+        probe = world.control._probing.of(worker.id)
+        assert probe is not None
         checks = probe._checks
         for _ in range(1000):
             world.control.fleet.leg_failed(worker.rank_key(0), BUSY)

@@ -17,6 +17,8 @@ from tandem_router.model.worker import Worker
 from tandem_router.policies.contract import Candidate, Plan, Query
 from tandem_router.policies.plan import Planner
 from tandem_router.policies.scorers import LeastInFlight
+from tandem_router.runtime.rank_watch import RankWatch
+from tandem_router.runtime.scope import TaskScope
 
 URL = "grpc://engine:30000"
 FAILED = EngineFailure(Reason.ENGINE_ERROR, "device-side assert")
@@ -95,6 +97,21 @@ def test_what_is_not_the_ranks_own_failure_takes_nothing_out() -> None:
             world.control.fleet.leg_failed(replace(key, epoch=worker.epoch + 1), FAILED)
         await asyncio.sleep(0.01)
         assert healthy(world, worker) == [True, True]
+
+    play(scene)
+
+
+def test_a_life_that_ended_between_two_failures_is_not_kept() -> None:
+    async def scene(world: World) -> None:
+        worker = await ranked(world, 2)
+        ranks = RankWatch(world.control.pipeline, TaskScope("test"))
+        for rank in (0, 1):
+            ranks.leg_failed(RankKey(worker.id, worker.epoch, rank), FAILED)
+        assert len(ranks) == 2
+        await world.control.delete_worker(worker.id, 0.0)
+        await asyncio.sleep(10.0)
+        ranks.leg_failed(RankKey(worker.id, worker.epoch, 0), FAILED)
+        assert len(ranks) == 0
 
     play(scene)
 

@@ -12,7 +12,7 @@ from tandem_router.errors import Reason
 from tandem_router.model.job import JobState, StepState
 from tandem_router.model.pairing import BootstrapEndpoint
 from tandem_router.model.settings import HealthSettings, JobSettings, RuntimeSettings
-from tandem_router.model.spec import ModelCard, WorkerSpec, WorkerType
+from tandem_router.model.spec import HealthOverrides, ModelCard, WorkerSpec, WorkerType
 from tandem_router.model.worker import WorkerStatus
 
 URL = "grpc://engine:30000"
@@ -104,6 +104,18 @@ def test_a_worker_that_takes_connections_and_never_answers_does_not_hold_its_job
         assert process.open_clients == 0
 
     play(scene, settings=settings)
+
+
+def test_facts_are_waited_for_as_long_as_the_spec_says_of_probes() -> None:
+    async def scene(world: World) -> None:
+        world.process(URL, is_stuck=True)
+        began_s = asyncio.get_running_loop().time()
+        spec = WorkerSpec(URL, max_connection_attempts=1, health=HealthOverrides(timeout_s=30.0))
+        _, job = await world.create(spec)
+        assert (await world.ended(job.id)).steps[2].state is F
+        assert 30.0 <= asyncio.get_running_loop().time() - began_s < 32.0
+
+    play(scene)
 
 
 def test_a_worker_that_is_not_serving_yet_is_not_ready_yet() -> None:

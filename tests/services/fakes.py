@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from tandem_router.core.registry import Registry
 from tandem_router.core.watch_pairs import PairTable
 from tandem_router.core.watch_workers import WorkerHistory
 from tandem_router.errors import Reason, TandemError
+from tandem_router.model.embedding import Embedded, EmbedRequest
 from tandem_router.model.explanation import Clash, Explanation, Judged
 from tandem_router.model.failure import Failure
 from tandem_router.model.ids import JobId, PairId, RankKey, WorkerId
@@ -175,6 +177,8 @@ FINISHED = Finished(
     (Attempt(1, SERVED),),
 )
 
+EMBEDDED = Embedded("tiny", ((0.6, 0.8), (1.0, 0.0)), Usage(5, 0, 0), (Attempt(1, SERVED), Attempt(2, SERVED)))
+
 Script = Callable[[TokenSink], Awaitable[None]]
 
 
@@ -215,12 +219,31 @@ class FakeCall:
         self._task.cancel()
 
 
+class FakeEmbedCall:
+    def __init__(self, answer: Awaitable[Embedded]) -> None:
+        self._answer = answer
+        self.cancelled = asyncio.Event()
+
+    async def result(self) -> Embedded:
+        return await self._answer
+
+    def cancel(self, failure: Failure | None = None) -> None:
+        self.cancelled.set()
+
+
+async def two_vectors() -> Embedded:
+    return EMBEDDED
+
+
 @dataclass
 class FakeRelay:
     script: Script = two_tokens
     refusal: TandemError | None = None
     started: list[tuple[GenerateRequest, RequestContext]] = field(default_factory=list)
     calls: list[FakeCall] = field(default_factory=list)
+    vectors: Callable[[], Awaitable[Embedded]] = two_vectors
+    embedded: list[tuple[EmbedRequest, RequestContext]] = field(default_factory=list)
+    embed_calls: list[FakeEmbedCall] = field(default_factory=list)
     explained: list[tuple[GenerateRequest, int | None]] = field(default_factory=list)
 
     def start(self, request: GenerateRequest, context: RequestContext, sink: TokenSink) -> FakeCall:
@@ -229,6 +252,13 @@ class FakeRelay:
         self.started.append((request, context))
         self.calls.append(FakeCall(self.script, sink))
         return self.calls[-1]
+
+    def embed(self, request: EmbedRequest, context: RequestContext) -> FakeEmbedCall:
+        if self.refusal is not None:
+            raise self.refusal
+        self.embedded.append((request, context))
+        self.embed_calls.append(FakeEmbedCall(self.vectors()))
+        return self.embed_calls[-1]
 
     def abort(self, principal: str, request_id: str) -> AbortedCall | None:
         is_known = any(request.request_id == request_id for request, _ in self.started)
@@ -290,6 +320,9 @@ class FakeCodecs:
 
     def source(self, model: str) -> TokenizerSource | None:
         raise NotImplementedError
+
+    async def digest(self, archive: bytes) -> str:
+        return hashlib.sha256(archive).hexdigest()
 
     async def load(self, model: str, archive: bytes | None, source: TokenizerSource) -> None:
         raise NotImplementedError

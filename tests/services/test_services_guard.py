@@ -26,7 +26,6 @@ STUBS = {
     "PairService": pair_service_pb2_grpc.PairServiceStub,
 }
 MISSING = [
-    ("RouterService", "Embed"),
     ("RouterService", "ResumeGenerate"),
     ("RouterService", "GenerateSession"),
     ("PairService", "ReservePair"),

@@ -10,8 +10,10 @@ import typer
 
 from tandem_router.cli.adapters import app as adapters
 from tandem_router.cli.cache import app as cache
+from tandem_router.cli.conformance import conformance
 from tandem_router.cli.console import ADMIN_CREDENTIALS
 from tandem_router.cli.demo import demo
+from tandem_router.cli.embed import embed
 from tandem_router.cli.engine import engine
 from tandem_router.cli.generate import generate
 from tandem_router.cli.health import health
@@ -87,12 +89,17 @@ app.command(
     short_help="Run the reference engine.",
 )(engine)
 app.command(epilog=example("tandem generate --temperature 0 'count from 7 to 12:'"))(generate)
+app.command(epilog=example("tandem embed tiny 'good bread' 'good butter' -o json"))(embed)
 app.command(short_help="Start a fleet and show an answer through pairs.", epilog=example("tandem demo --keep"))(demo)
 app.command(
     short_help="Say where a request would go, and why.",
     epilog=example("tandem plan 'count from 7 to 12:'", "tandem plan --prompt-tokens 2000 --model tiny -o yaml"),
 )(plan)
 app.command(epilog=example("tandem health readiness"))(health)
+app.command(
+    short_help="Check an engine against what the router relies on.",
+    epilog=example("tandem conformance grpc://10.0.0.1:30000", "tandem conformance grpc://p:1 --decode grpc://d:2"),
+)(conformance)
 app.command(epilog=example("tandem models -o wide"))(models)
 app.add_typer(workers, name="workers")
 app.add_typer(jobs, name="jobs")

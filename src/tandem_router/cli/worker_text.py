@@ -92,7 +92,7 @@ _RANKS: Table[worker_pb2.Rank] = Table(
         Column("RUNNING", lambda rank: str(rank.load.running_requests) if rank.HasField("load") else ""),
         Column("WAITING", lambda rank: str(rank.load.waiting_requests) if rank.HasField("load") else ""),
         Column("KV-USED", lambda rank: f"{rank.load.token_usage:.0%}" if rank.HasField("load") else ""),
-        Column("REASON", lambda rank: rank.failure.reason),
+        Column("REASON", lambda rank: rank.failure.reason or ("" if rank.healthy else "RANK_UNHEALTHY")),
     )
 )
 

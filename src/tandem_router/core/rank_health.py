@@ -11,6 +11,8 @@ failure takes it out at once, its next success clears it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tandem_router.errors import Reason
 from tandem_router.model.ids import RankKey
 
@@ -48,6 +50,10 @@ class RankHealths:
     def forget(self, key: RankKey) -> None:
         """That life is over."""
         self._failures.pop(key, None)
+
+    def retain(self, is_current: Callable[[RankKey], bool]) -> None:
+        """Forget every life that is over: nothing else tells of those that ended between two failures."""
+        self._failures = {key: count for key, count in self._failures.items() if is_current(key)}
 
     def __len__(self) -> int:
         return len(self._failures)

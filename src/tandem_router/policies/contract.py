@@ -31,6 +31,8 @@ class Query:
     """A vector is wanted, which one worker makes alone: serving_mode is AGGREGATED."""
     choices: int = 1
     """How many one call to the worker that serves it alone asks for."""
+    temperature: float | None = None
+    """As the request says; None = the worker's default. Some engines take fewer choices where it is 0."""
     target_worker_id: WorkerId | None = None
     """The worker that must decode, or serve alone."""
     target_dp_rank: int | None = None

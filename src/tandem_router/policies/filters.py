@@ -9,7 +9,7 @@ from tandem_router.model.spec import WorkerType
 from tandem_router.model.worker import Worker, WorkerStatus
 from tandem_router.policies.contract import Candidate, InFlight, Query, Rejection
 
-__all__ = ["embeds", "highest_priority", "lacks", "prefer_untried", "slots", "target_of"]
+__all__ = ["embeds", "highest_priority", "lacks", "most_choices", "prefer_untried", "slots", "target_of"]
 
 
 def slots(
@@ -28,8 +28,11 @@ def slots(
         wanted = target_of(query, worker)[1]
         ranks = [rank for rank in worker.ranks if wanted is None or rank.dp_rank == wanted]
         healthy = [rank for rank in ranks if rank.is_healthy]
-        if not healthy:
-            rejections.append(Rejection(worker.id, "RANK_UNHEALTHY", f"none of {len(ranks)} wanted ranks is healthy"))
+        if not ranks and wanted is not None:
+            rejections.append(Rejection(worker.id, "NOT_TARGET", f"it has no rank {wanted}"))
+        elif not healthy:
+            why = f"none of its {len(ranks)} ranks is healthy" if wanted is None else f"rank {wanted} is not healthy"
+            rejections.append(Rejection(worker.id, "RANK_UNHEALTHY", why))
         candidates += [Candidate(worker, rank.dp_rank, in_flight(worker.rank_key(rank.dp_rank))) for rank in healthy]
     return candidates, rejections
 
@@ -90,8 +93,21 @@ def _reject_adapters(query: Query, worker: Worker) -> Rejection | None:
     return None
 
 
+def most_choices(worker: Worker, model: str, temperature: float | None) -> int | None:
+    """How many choices one call to it may ask for at that temperature (None = its default); None = any number."""
+    facts = worker.facts
+    if facts is None:
+        return None
+    if temperature is None:
+        card = next((card for card in worker.models if card.id == model), None)
+        of_card = None if card is None else card.default_sampling.get("temperature")
+        temperature = facts.default_sampling.get("temperature", of_card)
+    limits = (facts.max_choices, facts.max_greedy_choices if temperature == 0 else None)
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def _reject_choices(query: Query, worker: Worker) -> Rejection | None:
-    most = None if worker.facts is None else worker.facts.max_choices
+    most = most_choices(worker, query.model, query.temperature)
     if most is None or query.choices <= most:
         return None
     return Rejection(

@@ -74,7 +74,13 @@ class AdapterControl:
                 return message
 
         if selection is None:
-            chosen = tuple(worker for worker in self._holders() if worker.status is WorkerStatus.READY)
+            # One that cannot be asked now and had it when last asked is told of, not passed over.
+            chosen = tuple(
+                worker
+                for worker in self._holders()
+                if worker.status is WorkerStatus.READY
+                or (worker.facts is not None and _named(name, worker.facts.adapters) is not None)
+            )
         else:
             chosen = selected(selection, self._operations.fleet.workers())
         outcomes = await self._operations.on_each(

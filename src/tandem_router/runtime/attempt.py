@@ -195,12 +195,18 @@ class PairAttempt:
             case Do.REPLACE_DECODE:
                 self._replace_decode(_known(directive.failure))
             case Do.RELEASE_HANDLE:
-                self._env.scope.spawn(release_handle(self._env, self), f"release {self.pair_id}")
+                if self._holds_blocks():
+                    self._env.scope.spawn(release_handle(self._env, self), f"release {self.pair_id}")
             case Do.FINISH:
                 self._answer(Won())
             case Do.FAIL:
                 lost = Lost(_known(directive.failure), tuple(self._blamed), self._machine.is_committed)
                 self._answer(lost)
+
+    def _holds_blocks(self) -> bool:
+        """Whether prefill keeps blocks for a decode: not where it said so of none, as with a shared store."""
+        names_transfer = self._transfer_id is not None
+        return names_transfer or (self.prefill_end is not None and self.prefill_end.transfer_params is not None)
 
     def _reserve(self, role: LegRole, candidate: Candidate) -> AttemptLeg:
         return AttemptLeg(role, candidate, self._env.open_leg(candidate.key, role, len(self._common.token_ids)))

@@ -19,10 +19,12 @@ from tandem_router.model.pairing import HandshakeKind, LegRole
 from tandem_router.model.request import GenerateRequest, LegRequest, RequestContext, Sampling, ServingMode
 from tandem_router.model.stream import Attempt, EngineItem, Finished, PhaseTimings, Usage
 from tandem_router.policies.contract import Plan, Query, Refusal
+from tandem_router.policies.filters import most_choices
 from tandem_router.ports import TokenSink
 from tandem_router.runtime.attempt import PairAttempt
 from tandem_router.runtime.choices import ChoiceOutputs
 from tandem_router.runtime.delivery import StreamBuffer
+from tandem_router.runtime.leg_requests import defaulted
 from tandem_router.runtime.prompt import facts_of_model, query_of, resolve_model, tokenize
 from tandem_router.runtime.relay_environment import RelayEnvironment
 from tandem_router.runtime.together import run_together
@@ -181,9 +183,13 @@ class Generation:
         if n == 1:
             await self._try(0, plan, query, common, outputs)
             return
-        if plan.handshake is None and _takes(plan, common.sampling):
+        drawn = defaulted(common, plan.decode, query.model, self._env.default_sampling).sampling
+        most = most_choices(plan.decode.worker, query.model, drawn.temperature)
+        if plan.handshake is None and (most is None or n <= most):
             # Where it is tried again, it must be where all of them can be had at once too.
-            whole = replace(query, choices=n, serving_mode=ServingMode.AGGREGATED)
+            whole = replace(
+                query, choices=n, temperature=common.sampling.temperature, serving_mode=ServingMode.AGGREGATED
+            )
             await self._try(0, plan, whole, common, outputs)
             return
         pieces = []
@@ -243,16 +249,6 @@ class Generation:
             decode_s=end_s - first_s,
             total_s=end_s - self._accepted_s,
         )
-
-
-def _takes(plan: Plan, sampling: Sampling) -> bool:
-    """Whether the plan's one worker can be asked for all choices in one call."""
-    facts = plan.decode.worker.facts
-    if facts is None:
-        return True
-    temperature = facts.default_sampling.get("temperature") if sampling.temperature is None else sampling.temperature
-    limits = [facts.max_choices, facts.max_greedy_choices if temperature == 0 else None]
-    return all(limit is None or sampling.n <= limit for limit in limits)
 
 
 def _choice_sampling(sampling: Sampling, index: int) -> Sampling:

@@ -19,6 +19,7 @@ from tandem_router.model.failure import EngineFailure, Failure
 from tandem_router.model.pairing import LegRole
 from tandem_router.policies.contract import Candidate
 from tandem_router.ports import EngineCall
+from tandem_router.runtime.leg_requests import sent_rank
 from tandem_router.runtime.prefill_watch import is_over, loss_of
 from tandem_router.runtime.relay_environment import RelayEnvironment
 
@@ -88,10 +89,11 @@ async def _fetch(env: RelayEnvironment, attempt: PairAttempt, taker: Candidate, 
     if client is None:
         return Failure(Reason.WORKER_UNREACHABLE, f"worker {taker.worker.id} has gone")
     leg_id = env.open_leg(taker.key, LegRole.DECODE, attempt.query.prompt_tokens)
-    request = attempt.leg_request(LegRole.DECODE, leg_id)
-    request = replace(request, sampling=prefill_sampling(request.sampling), is_streaming=False)
     call: EngineCall | None = None
     try:
+        request = attempt.leg_request(LegRole.DECODE, leg_id)
+        sampling = prefill_sampling(request.sampling)
+        request = replace(request, dp_rank=sent_rank(taker), sampling=sampling, is_streaming=False)
         call = client.generate(request, timeout_s=timeout_s)
         async with asyncio.timeout(timeout_s):
             while await call.receive() is not None:

@@ -26,6 +26,8 @@ STOP_PROFILE_TIMEOUT_S = 600.0
 """The same where traces are written: a minute of a large model's steps takes engines several minutes."""
 MAX_AT_ONCE = 32
 """Engines that one call works on at a time."""
+_LEAST_S = 0.001
+"""With less left, an engine is not asked any more: it might do what nobody waits for."""
 _ANSWER_SHARE, _ANSWER_MOST_S = 0.1, 0.25
 """What is kept of a caller's deadline so that the outcomes reach it before it gives up."""
 
@@ -86,11 +88,15 @@ class Operations:
         client = self.fleet.client(worker.rank_key(0))
         if client is None:
             return _failed(worker, Reason.WORKER_LOST, "its connection is being replaced")
-        late = f"no answer within {max(0.0, timeout_s):.3g} s"
+        if timeout_s < _LEAST_S:
+            return _failed(
+                worker, Reason.TOTAL_TIMEOUT, f"the time was up before its turn came; {MAX_AT_ONCE} at a time"
+            )
+        late = f"no answer within {timeout_s:.3g} s"
         try:
             # The body keeps the limit too and says more of what it waited for; this one trusts nobody.
             async with asyncio.timeout(timeout_s):
-                return WorkerOutcome(worker.id, await piece(worker, client, max(0.001, timeout_s)))
+                return WorkerOutcome(worker.id, await piece(worker, client, timeout_s))
         except TimeoutError:
             return _failed(worker, Reason.TOTAL_TIMEOUT, late)
         except EngineFailure as failure:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from tandem_router.errors import Reason
 from tandem_router.model.failure import Failure
 from tandem_router.model.ids import RankKey
+from tandem_router.model.worker import Worker
 from tandem_router.runtime.relay_environment import RelayEnvironment
 
 __all__ = ["PrefillWatch", "is_over", "loss_of"]
@@ -28,19 +29,25 @@ def is_over(env: RelayEnvironment, key: RankKey) -> bool:
     return worker is None or worker.epoch != key.epoch
 
 
-def loss_of(env: RelayEnvironment, prefill: RankKey, *, since_s: float) -> Failure | None:
+def loss_of(env: RelayEnvironment, prefill: RankKey, *, since_s: float, instance: str = "") -> Failure | None:
     """What is told of a prefill worker whose blocks can no longer be fetched, or None.
 
     since_s: wall clock. A worker that stopped serving before, and has answered since, was merely busy.
+    instance: of the process that holds the blocks, where it is known. An epoch also ends when the connection alone is
+    made anew, as for a new certificate; the same process still has them.
     """
     worker = env.fleet.workers().get(prefill.worker_id)
-    if worker is not None and worker.epoch == prefill.epoch:
+    if worker is not None and (worker.epoch == prefill.epoch or (instance and _instance(worker) == instance)):
         serving = next((claim for claim in worker.conditions if claim.type == "SERVING"), None)
         if serving is None or serving.is_true or serving.changed_at_s < since_s:
             return None
     where = {"leg": "prefill", "worker_id": prefill.worker_id, "dp_rank": str(prefill.dp_rank)}
     sentence = f"prefill worker {prefill.worker_id} was lost before its blocks were fetched"
     return Failure(Reason.KV_TRANSFER_FAILED, sentence, where)
+
+
+def _instance(worker: Worker) -> str:
+    return "" if worker.facts is None else worker.facts.instance or ""
 
 
 class PrefillWatch:
@@ -51,6 +58,8 @@ class PrefillWatch:
         self._prefill = prefill
         self._tell = tell
         self._since_s = env.clock.wall_s()
+        worker = env.fleet.workers().get(prefill.worker_id)
+        self._instance = "" if worker is None or worker.epoch != prefill.epoch else _instance(worker)
         self._arm()
 
     def stop(self) -> None:
@@ -61,7 +70,7 @@ class PrefillWatch:
         self._timer = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)
 
     def _look(self) -> None:
-        loss = loss_of(self._env, self._prefill, since_s=self._since_s)
+        loss = loss_of(self._env, self._prefill, since_s=self._since_s, instance=self._instance)
         if loss is None:
             self._arm()
         else:

@@ -56,7 +56,7 @@ async def tokenize(request: GenerateRequest, model: str, codec: TextCodec | None
     if text is None:
         messages = request.messages or ()
         text = await codec.render_chat([(message.role, message.content) for message in messages])
-    token_ids = await codec.encode(text)
+    token_ids = await codec.encode(text, adds_special=request.text is not None)
     if request.prompt_logprobs and request.prompt_logprobs_start >= max(len(token_ids), 1):
         raise TandemError(
             Reason.INVALID_REQUEST, f"the prompt has {len(token_ids)} tokens", field="logprobs.prompt_start"
@@ -73,6 +73,7 @@ def query_of(request: GenerateRequest, model: str, prompt_tokens: int) -> Query:
         prompt_tokens,
         needs_seed=sampling.seed is not None and not is_greedy,
         constraint=None if sampling.constraint is None else sampling.constraint.kind,
+        adapters=tuple(adapter.name for adapter in request.adapters),
         target_worker_id=request.target_worker_id,
         target_dp_rank=request.target_dp_rank,
         target_prefill_id=request.target_prefill_id,

@@ -26,9 +26,9 @@ class RankWatch:
 
     def leg_failed(self, key: RankKey, failure: EngineFailure) -> None:
         """Returns at once."""
+        self._healths.retain(self._is_current)
         worker = self._pipeline.registry.worker(key.worker_id)
         if worker is None or worker.epoch != key.epoch:
-            self._healths.forget(key)
             return
         if len(worker.ranks) < 2 or failure.connection_lost or key in self._out or self._scope.is_closed:
             return
@@ -39,6 +39,14 @@ class RankWatch:
     def leg_succeeded(self, key: RankKey) -> None:
         """Returns at once; one look-up where nothing is held against the rank."""
         self._healths.succeeded(key)
+
+    def __len__(self) -> int:
+        """Ranks that something is held against."""
+        return len(self._healths)
+
+    def _is_current(self, key: RankKey) -> bool:
+        worker = self._pipeline.registry.worker(key.worker_id)
+        return worker is not None and worker.epoch == key.epoch
 
     async def _take_out(self, key: RankKey) -> None:
         try:

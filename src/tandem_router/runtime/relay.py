@@ -1,8 +1,8 @@
 """The relay: from one client call to its answer.
 
 `start` refuses at once what cannot be taken; everything slow happens in the call's own task. A client that leaves, a
-deadline, Abort and shutdown all come in through `RelayCall.cancel`, which answers at once and leaves the legs to their
-pair machine.
+deadline, Abort and shutdown all come in through `RelayCall.cancel`, which answers at once and leaves the legs to
+their attempts.
 """
 
 from __future__ import annotations
@@ -12,23 +12,30 @@ from dataclasses import dataclass
 
 from tandem_router.core.admission import Admission, Entry, Standing, Ticket
 from tandem_router.core.ledger import LedgerStatistics
-from tandem_router.core.relay_events import RequestAccepted, RequestFailed, RequestFinished, RequestRefused
+from tandem_router.core.relay_events import (
+    RequestAccepted,
+    RequestFailed,
+    RequestKind,
+    RequestRefused,
+)
 from tandem_router.errors import Reason, TandemError
+from tandem_router.model.embedding import EmbedRequest
 from tandem_router.model.explanation import Explanation
 from tandem_router.model.failure import Failure
 from tandem_router.model.ids import WorkerId
 from tandem_router.model.pairing import PairState, PairView
 from tandem_router.model.request import GenerateRequest, RequestContext
 from tandem_router.ports import TokenSink
+from tandem_router.runtime.embedding import Embedding
 from tandem_router.runtime.explaining import explain_request
 from tandem_router.runtime.generation import Generation
+from tandem_router.runtime.relay_call import RETRY_AFTER_S, EmbedCall, RelayCall, Work
 from tandem_router.runtime.relay_environment import RelayEnvironment
 from tandem_router.runtime.turn import Turn
 
-__all__ = ["AbortedCall", "Relay", "RelayCall", "RelayStatistics"]
+__all__ = ["AbortedCall", "Relay", "RelayStatistics"]
 
-_RETRY_AFTER_S = 1.0
-"""Hint sent with refusals of load; RetryInfo must have some value and the router has no forecast yet."""
+_Request = GenerateRequest | EmbedRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,76 +61,6 @@ class AbortedCall:
     """Generated until then, over all choices."""
 
 
-class RelayCall:
-    """One live client call."""
-
-    def __init__(self, relay: Relay, generation: Generation, principal: str, turn: Turn, sink: TokenSink) -> None:
-        self._relay = relay
-        self._generation = generation
-        self._sink = sink
-        self.turn = turn
-        self._stopped: Failure | None = None
-        self._answer: asyncio.Future[Failure | None] = asyncio.get_running_loop().create_future()
-        self.key = (principal, generation.request.request_id)
-        self._task = relay.env.scope.spawn(self._run(), f"request {generation.request.request_id}")
-
-    async def result(self) -> None:
-        """Wait for the end; raises TandemError on a bad one. Cancelling the waiter does not cancel the call."""
-        failure = await asyncio.shield(self._answer)
-        if failure is not None:
-            raise failure.to_error(_RETRY_AFTER_S if self._is_load(failure) else None)
-
-    def cancel(self, failure: Failure | None = None) -> None:
-        """End the call with `failure` (REQUEST_CANCELLED when none is given). Idempotent, returns at once."""
-        if self._answer.done():
-            return
-        self._stopped = failure or Failure(Reason.REQUEST_CANCELLED, "the request was cancelled")
-        self._generation.cancel(self._stopped)
-        self._settle(self._stopped)
-        self._task.cancel()
-
-    @property
-    def completion_tokens(self) -> int:
-        """Tokens generated so far, over all choices."""
-        return self._generation.completion_tokens
-
-    @staticmethod
-    def _is_load(failure: Failure) -> bool:
-        return failure.reason in (Reason.NO_READY_WORKER, Reason.NO_COMPATIBLE_PAIR, Reason.TOO_MANY_REQUESTS)
-
-    async def _run(self) -> None:
-        generation = self._generation
-        if self.turn.has_come:
-            generation.admit()
-        generation.watch_deadlines(self.cancel)
-        try:
-            if not self.turn.has_come:
-                generation.check_place()
-                updates_s = generation.request.queue_updates_s
-                await self.turn.wait(self._relay.env.clock, self._standing, updates_s, self._sink)
-                generation.admit()
-            finished = await generation.run()
-            self._relay.env.observer.observe(RequestFinished(generation.request.request_id, finished))
-            self._settle(None)
-        except TandemError as error:
-            self._settle(Failure.of(error))
-        except asyncio.CancelledError:
-            self._settle(self._stopped or Failure(Reason.DRAINING, "the router is shutting down"))
-        finally:
-            generation.close()
-            # Whatever else came through is a fault of ours: the scope reports it, the client gets an answer.
-            self._settle(Failure(Reason.INTERNAL_ERROR, f"a fault of the router in request {self.key[1]}"))
-
-    def _standing(self) -> Standing | None:
-        return self._relay.standing(self.turn.ticket)
-
-    def _settle(self, failure: Failure | None) -> None:
-        if self._answer.done():
-            return
-        self._answer.set_result(failure)
-        self._relay.ended(self, failure)
-
-
 class Relay:
     """All live calls of one router."""
 
@@ -143,25 +80,39 @@ class Relay:
 
         Raises TandemError at once: DRAINING, REQUEST_ID_IN_USE, TOO_MANY_REQUESTS when the queue is full too.
         """
-        try:
-            turn = self._admit(request, context)
-        except TandemError as error:
-            self.env.observer.observe(RequestRefused(request.request_id, request.model, Failure.of(error)))
-            raise
-        call = RelayCall(self, Generation(self.env, request, context, sink), context.principal, turn, sink)
+        turn = self._admit(request, context)
+        kind = RequestKind.TEXT if request.messages is None else RequestKind.CHAT
+        return self._begin(Generation(self.env, request, context, sink), turn, request, context, kind)
+
+    def embed(self, request: EmbedRequest, context: RequestContext) -> EmbedCall:
+        """As `start`: an Embed call is one request, however many inputs it has."""
+        turn = self._admit(request, context)
+        embedding = Embedding(self.env, request, context)
+        return EmbedCall(self._begin(embedding, turn, request, context, RequestKind.EMBEDDINGS), embedding)
+
+    def _begin(
+        self, work: Work, turn: Turn, request: _Request, context: RequestContext, kind: RequestKind
+    ) -> RelayCall:
+        call = RelayCall(self, work, context.principal, turn)
         self._calls[call.key] = call
         if not turn.has_come:
             self._waiting[turn.ticket] = call
         self._idle.clear()
-        is_chat = request.messages is not None
         self.env.observer.observe(
-            RequestAccepted(request.request_id, request.model, context.principal, context.traceparent, is_chat)
+            RequestAccepted(request.request_id, request.model, context.principal, context.traceparent, kind)
         )
         return call
 
-    def _admit(self, request: GenerateRequest, context: RequestContext) -> Turn:
+    def _admit(self, request: _Request, context: RequestContext) -> Turn:
+        try:
+            return self._take(request, context)
+        except TandemError as error:
+            self.env.observer.observe(RequestRefused(request.request_id, request.model, Failure.of(error)))
+            raise
+
+    def _take(self, request: _Request, context: RequestContext) -> Turn:
         if self._is_draining:
-            raise TandemError(Reason.DRAINING, "the router is shutting down", retry_after_s=_RETRY_AFTER_S)
+            raise TandemError(Reason.DRAINING, "the router is shutting down", retry_after_s=RETRY_AFTER_S)
         if (context.principal, request.request_id) in self._calls:
             raise TandemError(
                 Reason.REQUEST_ID_IN_USE,
@@ -176,7 +127,7 @@ class Relay:
                 Reason.TOO_MANY_REQUESTS,
                 f"{settings.max_in_flight} requests are running and {settings.max_queued} wait, which is the limit",
                 metadata={"max_in_flight": str(settings.max_in_flight), "max_queued": str(settings.max_queued)},
-                retry_after_s=_RETRY_AFTER_S,
+                retry_after_s=RETRY_AFTER_S,
             )
         return Turn(ticket, has_come=entry is Entry.RUNS)
 
@@ -201,7 +152,10 @@ class Relay:
         attempts = [attempt for attempt in self.env.attempts.values() if _needs(attempt.view(), worker_id)]
         for attempt in attempts:
             attempt.cancel(failure)
-        return len(attempts)
+        embeds = [attempt for attempt in self.env.embeds.values() if attempt.worker_id == worker_id]
+        for embed in embeds:
+            embed.cancel(failure)
+        return len(attempts) + len(embeds)
 
     def begin_drain(self) -> None:
         """Refuse new calls from now on; running ones go on."""
@@ -270,7 +224,7 @@ class Relay:
         return RelayStatistics(
             live_requests=len(self._calls),
             queued_requests=self._admission.waiting,
-            live_attempts=len(self.env.attempts),
+            live_attempts=len(self.env.attempts) + len(self.env.embeds),
             live_rooms=self.env.rooms.live,
             tasks=len(self.env.scope),
             finished_total=self._finished,

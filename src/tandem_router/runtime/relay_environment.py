@@ -20,6 +20,7 @@ from tandem_router.runtime.scope import TaskScope
 
 if TYPE_CHECKING:
     from tandem_router.runtime.attempt import PairAttempt
+    from tandem_router.runtime.embed_attempt import EmbedAttempt
 
 __all__ = ["RelayEnvironment"]
 
@@ -42,7 +43,9 @@ class RelayEnvironment:
     """None: legs carry the client's own trace context."""
     scope: TaskScope = field(default_factory=lambda: TaskScope("relay"))
     attempts: dict[PairId, PairAttempt] = field(default_factory=dict)
-    """Attempts with an open leg, oldest first."""
+    """Attempts of Generate with an open leg, oldest first."""
+    embeds: dict[str, EmbedAttempt] = field(default_factory=dict)
+    """Attempts of Embed, by leg id, oldest first."""
     pairs: PairTable = field(default_factory=PairTable)
     """The same as operators see them, without aggregated ones."""
     default_sampling: Mapping[str, float] = field(init=False)

@@ -15,6 +15,8 @@ __all__ = ["run_together"]
 
 async def run_together(pieces: Sequence[Coroutine[Any, Any, None]], name: str) -> None:
     """Return when all pieces have ended well; raise the first failure after the others have been cancelled."""
+    if not pieces:
+        return
     loop = asyncio.get_running_loop()
     tasks = [loop.create_task(piece, name=f"{name} {index}") for index, piece in enumerate(pieces)]
     settled: asyncio.Future[None] = loop.create_future()

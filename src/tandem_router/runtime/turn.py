@@ -32,15 +32,15 @@ class Turn:
             self._coming.set_result(None)
 
     async def wait(
-        self, clock: Clock, standing: Callable[[], Standing | None], interval_s: float | None, sink: TokenSink
+        self, clock: Clock, standing: Callable[[], Standing | None], interval_s: float | None, sink: TokenSink | None
     ) -> None:
-        """Return when the turn has come; until then tell `sink` at once and every `interval_s`, None = never.
+        """Return when the turn has come; until then tell `sink` at once and every `interval_s`; None of either: never.
 
         Raises what the sink raises.
         """
         began_s = clock.monotonic_s()
         while not self._coming.done():
-            if interval_s is not None and (now := standing()) is not None:
+            if interval_s is not None and sink is not None and (now := standing()) is not None:
                 await sink.queued(QueueStatus(now.position, now.length, clock.monotonic_s() - began_s))
             try:
                 async with asyncio.timeout(interval_s):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from tandem_router.model.embedding import Embedded, EmbedRequest
 from tandem_router.model.explanation import Explanation
 from tandem_router.model.failure import Failure
 from tandem_router.model.ids import RankKey, WorkerId
@@ -17,7 +18,7 @@ from tandem_router.ports import TokenSink
 from tandem_router.runtime.models import ServedModel
 from tandem_router.runtime.relay import AbortedCall
 
-__all__ = ["Board", "Call", "InFlight", "Registry", "TokenRelay"]
+__all__ = ["Board", "Call", "InFlight", "Registry", "TokenRelay", "VectorCall"]
 
 InFlight = Callable[[RankKey], int]
 """Open legs of ours on a slot."""
@@ -109,11 +110,24 @@ class Call(Protocol):
         """Idempotent and immediate."""
 
 
+class VectorCall(Protocol):
+    """One live Embed call."""
+
+    async def result(self) -> Embedded:
+        """The vectors; raises TandemError."""
+
+    def cancel(self, failure: Failure | None = None) -> None:
+        """Idempotent and immediate."""
+
+
 class TokenRelay(Protocol):
     """Client calls."""
 
     def start(self, request: GenerateRequest, context: RequestContext, sink: TokenSink) -> Call:
         """Take a call; raises TandemError at once where it cannot be taken."""
+
+    def embed(self, request: EmbedRequest, context: RequestContext) -> VectorCall:
+        """The same of an Embed call."""
 
     def abort(self, principal: str, request_id: str) -> AbortedCall | None:
         """What was ended; None when no live call has that id."""

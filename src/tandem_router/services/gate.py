@@ -15,7 +15,7 @@ from tandem_router.errors import Reason, TandemError
 
 __all__ = ["Gate"]
 
-_BEGIN_NOTHING = ("Get", "List", "Watch", "Plan", "Tokenize", "Detokenize", "Abort", "Release", "Resume")
+_BEGIN_NOTHING = ("Get", "List", "Watch", "Plan", "Tokenize", "Detokenize", "Abort", "Release", "Resume", "Stop")
 """How the names of rpcs begin that read, end, or go on with what runs; any other changes or starts something."""
 
 

@@ -10,7 +10,7 @@ from tandem_router.runtime.watch import Watches
 from tandem_router.services.contract import Registry
 from tandem_router.services.watch import watch_job
 from tandem_router.wire.checks import text
-from tandem_router.wire.filters import job_matches
+from tandem_router.wire.filters import checked_job_filter, job_matches
 from tandem_router.wire.job import job_pb
 from tandem_router.wire.paging import ordered_page
 
@@ -32,7 +32,8 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         """A page of the jobs that match, newest first."""
-        matching = [job for job in await self._registry.list_jobs() if job_matches(request, job)]
+        wanted = checked_job_filter(request)
+        matching = [job for job in await self._registry.list_jobs() if job_matches(wanted, job)]
         filters = pb.ListJobsRequest(worker_id=request.worker_id, states=request.states, types=request.types)
         chosen, token = ordered_page(
             matching,

@@ -17,6 +17,7 @@ from tandem_router.services.forwarding import ForwardedMetadata, Metadata
 from tandem_router.services.guard import name_request, unimplemented
 from tandem_router.services.sink import GrpcTokenSink, ServerContext
 from tandem_router.wire.checks import at_most, invalid, not_yet, present, text
+from tandem_router.wire.embed import embed_of, pack_embedded
 from tandem_router.wire.generate import generate_of, messages_of, request_id_of, text_of
 from tandem_router.wire.model import Fits, model_pb
 from tandem_router.wire.paging import page
@@ -136,7 +137,9 @@ class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
             messages = messages_of(request.chat, most)
             prompt = await codec.render_chat([(message.role, message.content) for message in messages])
         return router_service_pb2.TokenizeResponse(
-            token_ids=await codec.encode(prompt), text=prompt, context_length=card.context_length
+            token_ids=await codec.encode(prompt, adds_special=kind == "text"),
+            text=prompt,
+            context_length=card.context_length,
         )
 
     async def Detokenize(
@@ -157,8 +160,21 @@ class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
         return router_service_pb2.DetokenizeResponse(text=decoded)
 
     async def Embed(self, request: embed_pb2.EmbedRequest, context: Context) -> embed_pb2.EmbedResponse:
-        """Not carried out yet."""
-        raise unimplemented("Embed")
+        """A vector per input; the client's leaving ends them all."""
+        request_id = request_id_of(request.request_id) if request.request_id else self._ids.uuid()
+        name_request(request_id)
+        if not request.model:
+            self._model("")  # raises INVALID_REQUEST unless exactly one is served
+        checked = embed_of(request, request_id=request_id, max_prompt_bytes=self._limits.max_prompt_bytes)
+        call = self._relay.embed(checked, self._caller(context, request_id))
+        try:
+            answer = await call.result()
+        finally:
+            call.cancel()
+        packed = embed_pb2.EmbedResponse(request_id=request_id)
+        for _ in pack_embedded(answer, packed):
+            await asyncio.sleep(0)
+        return packed
 
     async def ResumeGenerate(  # type: ignore[override]  # as Generate
         self, request: router_service_pb2.ResumeGenerateRequest, context: Context
@@ -172,7 +188,7 @@ class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
         """Not carried out yet."""
         raise unimplemented("GenerateSession")
 
-    def _caller(self, context: ServerContext, request_id: str) -> RequestContext:
+    def _caller(self, context: ServerContext | Context, request_id: str) -> RequestContext:
         remaining_s = context.time_remaining()
         metadata: Metadata = context.invocation_metadata() or ()  # type: ignore[assignment]  # the stub's type is looser
         return RequestContext(

@@ -15,7 +15,7 @@ from tandem_router.errors import Reason, TandemError
 from tandem_router.model.watch import WatchEvent
 from tandem_router.runtime.watch import Watches, WatchOptions
 from tandem_router.runtime.watch_call import WatchCall
-from tandem_router.wire.filters import checked_pair_filter, pair_matches, worker_matches
+from tandem_router.wire.filters import checked_pair_filter, checked_worker_filter, pair_matches, worker_matches
 from tandem_router.wire.watch import (
     job_event_pb,
     pair_event_pb,
@@ -33,7 +33,7 @@ T = TypeVar("T")
 async def watch_workers(watches: Watches, request: worker_service_pb2.WatchWorkersRequest, context: Context) -> None:
     """Write the watch until it ends; raises TandemError."""
     options = WatchOptions(resume_revision(request), request.stop_after_synced, progress_interval_s(request))
-    wanted = request.filter
+    wanted = checked_worker_filter(request.filter)
     call = watches.workers(
         options, lambda reading: worker_matches(wanted, reading.worker), _writer(context, worker_event_pb)
     )

@@ -17,7 +17,7 @@ from tandem_router.runtime.watch import Watches
 from tandem_router.services.contract import InFlight, Registry
 from tandem_router.services.watch import watch_workers
 from tandem_router.wire.checks import duration, text
-from tandem_router.wire.filters import worker_matches
+from tandem_router.wire.filters import checked_worker_filter, worker_matches
 from tandem_router.wire.job import job_pb
 from tandem_router.wire.paging import ordered_page
 from tandem_router.wire.spec import credentials_of, credentials_patch_of, refuse_what_is_not_carried_out, spec_of
@@ -62,9 +62,10 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
 
     async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.ListWorkersResponse:
         """A page of the workers that match, by creation time, then id."""
+        wanted = checked_worker_filter(request.filter)
         workers = await self._registry.list_workers()
         revision = self._registry.revision
-        matching = [worker for worker in workers if worker_matches(request.filter, worker)]
+        matching = [worker for worker in workers if worker_matches(wanted, worker)]
         chosen, token = ordered_page(
             matching,
             lambda worker: (worker.created_at_s, worker.id),

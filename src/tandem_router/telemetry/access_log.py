@@ -1,4 +1,4 @@
-"""One JSON object per ended Generate call, on the logger `tandem.access` at INFO.
+"""One JSON object per ended Generate or Embed call, on the logger `tandem.access` at INFO.
 
 Lines are written by a thread of their own: a log reader that stands still must not stop the event loop. When 10,000
 lines wait, further ones are dropped, and the count of those is in the next line that is written.
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener
 
+from tandem_router.core.relay_events import RequestKind
 from tandem_router.errors import TABLE
 from tandem_router.model.failure import Failure
 from tandem_router.model.stream import Finished
@@ -33,7 +34,7 @@ def ended_line(
 ) -> dict[str, object]:
     """The facts of a call that was let in; `finished` or `failure` is given. now_s: telemetry's monotonic clock."""
     line = _head(call.request_id, call.model if finished is None else finished.model, failure)
-    line["principal"] = call.principal
+    line["operation"], line["principal"] = call.kind.value, call.principal
     if trace_id:
         line["trace_id"] = trace_id
     line["duration_s"] = _us(now_s - call.began_s)
@@ -47,7 +48,13 @@ def ended_line(
         line["completion_tokens"] = usage.completion_tokens
         line["cached_tokens"] = usage.cached_tokens
         line["finish_reasons"] = [choice.reason.value for choice in finished.choices]
-    line["attempts"] = [_attempt(tried) for tried in call.tried.values()]
+    tries = list(call.tried.values())
+    if call.kind is RequestKind.EMBEDDINGS:
+        # There may be thousands, one per input: those that went well are a number here.
+        if finished is not None:
+            line["inputs"] = sum(tried.failure is None for tried in tries)
+        tries = [tried for tried in tries if tried.failure is not None]
+    line["attempts"] = [_attempt(tried) for tried in tries]
     return line
 
 

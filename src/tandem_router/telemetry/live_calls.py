@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tandem_router.core.relay_events import AttemptPlanned
+from tandem_router.core.relay_events import AttemptPlanned, RequestKind
 from tandem_router.model.failure import Failure
 from tandem_router.model.ids import PairId
 
@@ -22,12 +22,13 @@ class Tried:
 
 @dataclass(slots=True)
 class LiveCall:
-    """One Generate call."""
+    """One Generate or Embed call."""
 
     request_id: str
     model: str
     """As the client wrote it."""
     principal: str
+    kind: RequestKind
     began_s: float
     """Monotonic clock of telemetry."""
     first_token_s: float | None = None

@@ -9,19 +9,19 @@ import enum
 from dataclasses import dataclass
 
 __all__ = [
+    "EMBED_METHOD",
     "FRACTIONS_S",
     "LATENCIES_S",
     "METHOD",
     "METRICS",
     "PROVIDER",
-    "SPAN_NAME",
     "Kind",
     "Metric",
     "prometheus_names",
 ]
 
 METHOD = "tandem.v1.RouterService/Generate"
-SPAN_NAME = METHOD
+EMBED_METHOD = "tandem.v1.RouterService/Embed"
 PROVIDER = "tandem"
 
 LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -62,17 +62,18 @@ METRICS = (
     _of("rpc.server.call.duration", _H, "s", "rpc.method rpc.response.status_code error.type",
         "Calls of every rpc of ours, from the handler's start to the status.", LATENCIES_S),
     _of("gen_ai.server.request.duration", _H, "s", f"{_MODEL} error.type",
-        "Generate calls that were let in, from the door to the end.", LATENCIES_S),
+        "Generate and Embed calls that were let in, from the door to the end.", LATENCIES_S),
     _of("gen_ai.server.time_to_first_token", _H, "s", _MODEL,
         "From the door to the first token of the call, failed attempts included.", LATENCIES_S),
     _of("gen_ai.server.time_per_output_token", _H, "s", _MODEL,
         "Mean of one stream: decode phase / (tokens of the first choice - 1). One observation per finished call with "
         "at least two tokens, none per token.", FRACTIONS_S),
     _of("tandem.request.phase.duration", _H, "s", f"{_MODEL} phase",
-        "Phases of finished calls: queue, prefill, transfer, first_token, decode; they sum to the total.", LATENCIES_S),
+        "Phases of finished Generate calls: queue, prefill, transfer, first_token, decode; they sum to the total.",
+        LATENCIES_S),
     _of("tandem.requests", _C, "{request}", f"{_MODEL} code reason",
-        "Generate calls that ended, those without a place included; reason is OK or a row of errors.md. Calls with "
-        "wrong fields are in rpc.server.call.duration alone."),
+        "Generate and Embed calls that ended, those without a place included; reason is OK or a row of errors.md. "
+        "Calls with wrong fields are in rpc.server.call.duration alone."),
     _of("tandem.tokens", _C, "{token}", f"{_MODEL} gen_ai.token.type",
         "Tokens of finished calls: input, output, and cached (a part of input)."),
     _of("tandem.attempts", _C, "{attempt}", "handshake reason",
@@ -82,9 +83,10 @@ METRICS = (
     _of("tandem.jobs", _C, "{job}", "type state", "Jobs that ended: SUCCEEDED, FAILED or CANCELLED."),
     _of("tandem.worker.status.changes", _C, "{change}", "status",
         "Changes of any worker's status to this one."),
-    _of("tandem.requests.live", _G, "{request}", "", "Generate calls that run now."),
-    _of("tandem.requests.queued", _G, "{request}", "", "Generate calls that wait to be admitted."),
-    _of("tandem.attempts.live", _G, "{attempt}", "", "Pairs, and aggregated attempts, with an open leg."),
+    _of("tandem.requests.live", _G, "{request}", "", "Generate and Embed calls that run now."),
+    _of("tandem.requests.queued", _G, "{request}", "", "Generate and Embed calls that wait to be admitted."),
+    _of("tandem.attempts.live", _G, "{attempt}", "",
+        "Pairs, and aggregated attempts, with an open leg; each input of an Embed call that runs is one."),
     _of("tandem.rooms.live", _G, "{room}", "", "Bootstrap rooms in use."),
     _of("tandem.workers", _G, "{worker}", "status type", "Registered workers."),
     _of("tandem.worker.in_flight", _G, "{leg}", "worker_id dp_rank",

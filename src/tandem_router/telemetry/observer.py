@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from tandem_router.core.relay_events import (
     RequestAccepted,
     RequestFailed,
     RequestFinished,
+    RequestKind,
     RequestRefused,
 )
 from tandem_router.errors import TABLE
@@ -123,10 +125,10 @@ class TelemetryObserver:
 
     def _accepted(self, event: RequestAccepted) -> None:
         self._calls[event.request_id] = LiveCall(
-            event.request_id, event.model, event.principal, began_s=self._monotonic_s()
+            event.request_id, event.model, event.principal, event.kind, began_s=self._monotonic_s()
         )
         if self._spans is not None:
-            self._spans.begin_call(event.request_id, event.model, event.traceparent, event.is_chat)
+            self._spans.begin_call(event.request_id, event.model, event.traceparent, event.kind)
 
     def _refused(self, event: RequestRefused) -> None:
         self._count_request(self._label(event.model), event.failure)
@@ -172,8 +174,9 @@ class TelemetryObserver:
         record = self._instruments.record
         model = {_MODEL: self._label(finished.model)}
         times = finished.timings
-        for phase, seconds in zip(_PHASES, _phases(times), strict=True):
-            record("tandem.request.phase.duration", seconds, {**model, "phase": phase})
+        if call.kind is not RequestKind.EMBEDDINGS:  # one rpc makes a vector, in no phases
+            for phase, seconds in zip(_PHASES, _phases(times), strict=True):
+                record("tandem.request.phase.duration", seconds, {**model, "phase": phase})
         tokens = finished.choices[0].completion_tokens if finished.choices else 0
         if tokens > 1:
             record("gen_ai.server.time_per_output_token", times.decode_s / (tokens - 1), model)
@@ -203,10 +206,13 @@ class TelemetryObserver:
             self._instruments.record(
                 "gen_ai.server.time_to_first_token", call.first_token_s - call.began_s, {_MODEL: label}
             )
-        for pair_id, tried in call.tried.items():
+        for pair_id in call.tried:
             del self._plans[pair_id]
-            if finished is not None and tried.failure is None:
-                self._instruments.add("tandem.attempts", {"handshake": tried.plan.kind.value, "reason": "OK"})
+        if finished is not None:
+            # Added up first: an Embed call may have thousands.
+            served = Counter(tried.plan.kind.value for tried in call.tried.values() if tried.failure is None)
+            for handshake, count in served.items():
+                self._instruments.add("tandem.attempts", {"handshake": handshake, "reason": "OK"}, count)
         if self._access_log.is_on:
             trace_id = "" if self._spans is None else self._spans.trace_id(request_id)
             self._access_log.write(ended_line(call, now_s=now_s, trace_id=trace_id, finished=finished, failure=failure))

@@ -1,4 +1,4 @@
-"""Spans of calls and legs: one SERVER span per Generate, CLIENT spans `prefill` and `decode` per attempt below it."""
+"""Spans: one SERVER span per Generate or Embed call, CLIENT spans `prefill` and `decode` per attempt below it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from tandem_router.core.relay_events import AttemptPlanned
+from tandem_router.core.relay_events import AttemptPlanned, RequestKind
 from tandem_router.errors import TABLE, Code
 from tandem_router.model.failure import Failure
 from tandem_router.model.ids import PairId, RankKey
 from tandem_router.model.pairing import LegRole
 from tandem_router.model.stream import Finished
-from tandem_router.telemetry.names import METHOD, PROVIDER, SPAN_NAME
+from tandem_router.telemetry.names import EMBED_METHOD, METHOD, PROVIDER
 
 __all__ = ["SpanBook"]
 
@@ -50,19 +50,20 @@ class SpanBook:
     def __len__(self) -> int:
         return len(self._calls) + len(self._legs)
 
-    def begin_call(self, request_id: str, model: str, traceparent: str | None, is_chat: bool) -> None:
+    def begin_call(self, request_id: str, model: str, traceparent: str | None, kind: RequestKind) -> None:
         """Open the SERVER span, below the client's where its traceparent is valid."""
         carrier = {} if traceparent is None else {"traceparent": traceparent}
+        method = EMBED_METHOD if kind is RequestKind.EMBEDDINGS else METHOD
         attributes: dict[str, Value] = {
             "rpc.system.name": "grpc",
-            "rpc.method": METHOD,
-            "gen_ai.operation.name": "chat" if is_chat else "text_completion",
+            "rpc.method": method,
+            "gen_ai.operation.name": kind.value,
             "gen_ai.provider.name": PROVIDER,
             "gen_ai.request.model": model,
             "gen_ai.response.id": request_id,
         }
         self._calls[request_id] = self._tracer.start_span(
-            SPAN_NAME, _PROPAGATOR.extract(carrier), SpanKind.SERVER, attributes
+            method, _PROPAGATOR.extract(carrier), SpanKind.SERVER, attributes
         )
 
     def trace_id(self, request_id: str) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from tandem.v1 import (
     job_pb2,
     job_service_pb2,
@@ -17,7 +20,37 @@ from tandem_router.model.pairing import PairView
 from tandem_router.model.worker import Worker
 from tandem_router.wire.checks import invalid
 
-__all__ = ["checked_pair_filter", "job_matches", "pair_matches", "worker_matches"]
+__all__ = [
+    "checked_job_filter",
+    "checked_pair_filter",
+    "checked_worker_filter",
+    "job_matches",
+    "pair_matches",
+    "worker_matches",
+]
+
+
+def checked_worker_filter(wanted: worker_service_pb2.WorkerFilter) -> worker_service_pb2.WorkerFilter:
+    """The filter, if its values are known: with another it would match nothing, for ever and in silence."""
+    _check_values(worker_spec_pb2.WorkerType, "filter.worker_types", wanted.worker_types)
+    _check_values(worker_pb2.WorkerStatus, "filter.statuses", wanted.statuses)
+    _check_values(worker_spec_pb2.RuntimeType, "filter.runtime_types", wanted.runtime_types)
+    return wanted
+
+
+def checked_job_filter(wanted: job_service_pb2.ListJobsRequest) -> job_service_pb2.ListJobsRequest:
+    """As for workers."""
+    _check_values(job_pb2.JobState, "states", wanted.states)
+    _check_values(job_pb2.JobType, "types", wanted.types)
+    return wanted
+
+
+def checked_pair_filter(wanted: pair_service_pb2.PairFilter) -> pair_service_pb2.PairFilter:
+    """As for workers, and its worker id must be one."""
+    if wanted.worker_id and canonical_uuid(wanted.worker_id) is None:
+        raise invalid("filter.worker_id", f'"{wanted.worker_id[:64]}" is not a UUID.')
+    _check_values(pair_pb2.PairState, "filter.states", wanted.states)
+    return wanted
 
 
 def worker_matches(wanted: worker_service_pb2.WorkerFilter, worker: Worker) -> bool:
@@ -48,13 +81,6 @@ def job_matches(wanted: job_service_pb2.ListJobsRequest, job: Job) -> bool:
     )
 
 
-def checked_pair_filter(wanted: pair_service_pb2.PairFilter) -> pair_service_pb2.PairFilter:
-    """The filter, if its worker id is one: with another it would match nothing, for ever and in silence."""
-    if wanted.worker_id and canonical_uuid(wanted.worker_id) is None:
-        raise invalid("filter.worker_id", f'"{wanted.worker_id[:64]}" is not a UUID.')
-    return wanted
-
-
 def pair_matches(wanted: pair_service_pb2.PairFilter, pair: PairView) -> bool:
     """Whether a pair passes; ids compare as parsed values."""
     workers = {pair.decode.worker_id} | ({pair.prefill.worker_id} if pair.prefill is not None else set())
@@ -64,3 +90,10 @@ def pair_matches(wanted: pair_service_pb2.PairFilter, pair: PairView) -> bool:
         and (not wanted.states or pair_pb2.PairState.Value(f"PAIR_STATE_{pair.state.value}") in wanted.states)
         and (not wanted.request_id or wanted.request_id == pair.request_id)
     )
+
+
+def _check_values(kind: Any, path: str, values: Iterable[int]) -> None:
+    known = kind.values()
+    for index, value in enumerate(values):
+        if value == 0 or value not in known:
+            raise invalid(f"{path}[{index}]", f"{value} is no value to filter by that this release knows.")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from tandem.v1 import embed_pb2, message_pb2
 from tandem.v1 import generate_pb2 as pb
-from tandem.v1 import message_pb2
 from tandem_router.errors import Reason, TandemError
 from tandem_router.model.ids import WorkerId
 from tandem_router.model.request import ChatMessage, GenerateRequest, Output, Sampling, ServingMode
+from tandem_router.wire.adapter import adapters_of
 from tandem_router.wire.checks import (
     duration,
     invalid,
@@ -24,7 +25,7 @@ from tandem_router.wire.checks import (
 from tandem_router.wire.constraint import constraint_of
 from tandem_router.wire.sampling import sampling_of, timeouts_of
 
-__all__ = ["generate_of", "messages_of", "request_id_of", "text_of"]
+__all__ = ["generate_of", "messages_of", "request_id_of", "target_of", "text_of", "token_ids_of"]
 
 MAX_TOP_LOGPROBS = 20
 _INT32_MOST = 2**31 - 1
@@ -69,13 +70,13 @@ def generate_of(message: pb.GenerateRequest, *, request_id: str, max_prompt_byte
     if kind is None:
         raise invalid("input", "Set exactly one of text, token_ids and chat.")
     prompt = text_of(message.text, max_prompt_bytes) if kind == "text" else None
-    token_ids = _token_ids(message, max_prompt_bytes) if kind == "token_ids" else None
+    token_ids = token_ids_of(message.token_ids, max_prompt_bytes) if kind == "token_ids" else None
     refuse_room("metadata", message.metadata)
     text_map("metadata", message.metadata, most=16, key_most=64, value_most=512)
     messages = messages_of(message.chat, max_prompt_bytes) if kind == "chat" else None
     top = message.logprobs.top
-    target, target_rank = _target(message, "target_worker")
-    prefill, prefill_rank = _target(message, "target_prefill_worker")
+    target, target_rank = target_of(message, "target_worker")
+    prefill, prefill_rank = target_of(message, "target_prefill_worker")
     return GenerateRequest(
         request_id=request_id,
         model=text("model", message.model, most=256),
@@ -91,6 +92,7 @@ def generate_of(message: pb.GenerateRequest, *, request_id: str, max_prompt_byte
         top_logprobs=number("logprobs.top", top, most=MAX_TOP_LOGPROBS),
         priority=number("priority", message.priority, least=-100, most=100),
         queue_updates_s=duration(message, "queue_updates", message.queue_updates, least_s=0.1),
+        adapters=adapters_of(message.adapters),
         session_key=text("session_key", message.session_key, most=256, in_bytes=True) or None,
         target_worker_id=target,
         target_dp_rank=target_rank,
@@ -104,8 +106,6 @@ def _refuse_what_is_not_carried_out(message: pb.GenerateRequest) -> None:
     """Refused, never dropped: an answer that ignores what was asked for is a wrong answer."""
     if message.session_key:
         raise not_yet("session_key", "Requests do not stick to workers yet.")
-    if message.adapters:
-        raise not_yet("adapters")
     cache = message.cache
     if cache.salt or (present(cache, "read") and not cache.read) or (present(cache, "write") and not cache.write):
         raise not_yet("cache", "The prefix cache is always read and written, and shared by all.")
@@ -132,7 +132,10 @@ def _prompt_start(message: pb.GenerateRequest) -> int:
     return start
 
 
-def _target(message: pb.GenerateRequest, name: Literal["target_worker", "target_prefill_worker"]) -> _Target:
+def target_of(
+    message: pb.GenerateRequest | embed_pb2.EmbedRequest, name: Literal["target_worker", "target_prefill_worker"]
+) -> _Target:
+    """The worker and rank that a field names, None for what it leaves open; raises INVALID_WORKER_ID."""
     if not present(message, name):
         return None, None
     rank = getattr(message, name)
@@ -181,18 +184,19 @@ def messages_of(chat: message_pb2.ChatInput, max_prompt_bytes: int, path: str = 
     return tuple(messages)
 
 
-def _token_ids(message: pb.GenerateRequest, max_prompt_bytes: int) -> tuple[int, ...]:
-    token_ids = tuple(message.token_ids.ids)
+def token_ids_of(message: message_pb2.TokenIds, max_prompt_bytes: int, path: str = "token_ids.ids") -> tuple[int, ...]:
+    """A prompt's tokens; raises EMPTY_PROMPT, PROMPT_TOO_LONG, and TOKEN_OUT_OF_VOCABULARY for what no model has."""
+    token_ids = tuple(message.ids)
     if not token_ids:
-        raise TandemError(Reason.EMPTY_PROMPT, "There is no token id.", field="token_ids.ids")
+        raise TandemError(Reason.EMPTY_PROMPT, "There is no token id.", field=path)
     if len(token_ids) * 4 > max_prompt_bytes:
-        raise _too_long("token_ids.ids", len(token_ids) * 4, max_prompt_bytes)
+        raise _too_long(path, len(token_ids) * 4, max_prompt_bytes)
     highest = max(token_ids)
     if highest > _INT32_MOST:
         raise TandemError(
             Reason.TOKEN_OUT_OF_VOCABULARY,
             f"{highest} is no token of any model.",
-            field="token_ids.ids",
+            field=path,
             metadata={"token_id": str(highest)},
         )
     return token_ids

@@ -15,7 +15,7 @@ from tandem_router.model.stream import (
 from tandem_router.wire.connector import connector_pb
 from tandem_router.wire.scalars import failure_pb
 
-__all__ = ["chunk_pb", "finished_pb", "served_by_pb"]
+__all__ = ["attempt_pb", "chunk_pb", "finished_pb", "served_by_pb"]
 
 
 def chunk_pb(chunk: OutputChunk, next_text_offset: int, request_id: str) -> generate_result_pb2.GenerateResponse:
@@ -50,7 +50,7 @@ def finished_pb(finished: Finished, *, request_id: str, requested_model: str) ->
         ),
         timings=_timings_pb(finished.timings),
         served_by=served_by_pb(finished.served_by),
-        attempts=[_attempt_pb(attempt) for attempt in finished.attempts],
+        attempts=[attempt_pb(attempt) for attempt in finished.attempts],
         requested_model=requested_model,
         served_model=finished.model,
         migration_used=generate_pb2.MIGRATION_MODE_OFF,
@@ -115,7 +115,8 @@ def _timings_pb(timings: PhaseTimings) -> usage_pb2.PhaseTimings:
     return message
 
 
-def _attempt_pb(attempt: Attempt) -> generate_result_pb2.Attempt:
+def attempt_pb(attempt: Attempt) -> generate_result_pb2.Attempt:
+    """One try."""
     return generate_result_pb2.Attempt(
         number=attempt.number,
         served_by=served_by_pb(attempt.served_by),

@@ -158,11 +158,30 @@ def _facts_pb(worker: Worker, facts: WorkerFacts) -> worker_facts_pb2.WorkerFact
             if facts.bootstrap is None
             else kv_pb2.BootstrapEndpoint(host=facts.bootstrap.host, port=facts.bootstrap.port)
         ),
-        capabilities=worker_facts_pb2.WorkerCapabilities(
-            seed=facts.supports_seed,
-            position_keyed_sampling=facts.position_keyed_sampling,
-            batch_invariant=facts.batch_invariant,
-        ),
+        capabilities=_capabilities_pb(facts),
         default_sampling=default_sampling_pb(facts.default_sampling),
         labels={"instance": facts.instance} if facts.instance else {},
+        mismatches=[
+            worker_facts_pb2.FactMismatch(field=one.field, stated=one.stated, found=one.found)
+            for one in facts.mismatches
+        ],
+    )
+
+
+def _capabilities_pb(facts: WorkerFacts) -> worker_facts_pb2.WorkerCapabilities:
+    return worker_facts_pb2.WorkerCapabilities(
+        seed=facts.supports_seed,
+        position_keyed_sampling=facts.position_keyed_sampling,
+        batch_invariant=facts.batch_invariant,
+        loads=facts.reports_loads,
+        kv_events=facts.publishes_kv_events,
+        tokenizer=facts.hands_out_tokenizer,
+        embed=facts.can_embed,
+        multiple_choices=facts.max_choices is None or facts.max_choices > 1,
+        logprobs=facts.returns_logprobs,
+        adapters=facts.applies_adapters,
+        flush_cache=facts.flushes_cache,
+        profile=facts.profiles,
+        prompt_logprobs=facts.returns_prompt_logprobs,
+        constraints=[kind.value.lower() for kind in facts.constraints],
     )
