@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tandem_router.testing.scenario import MishapKind, draw_scenario
 from tandem_router.testing.sim_loop import Order
 from tandem_router.testing.simulation import simulate
 
@@ -20,6 +21,16 @@ def test_every_call_ends_right_and_nothing_is_left(first: int) -> None:
     for seed in range(first, first + BATCH):
         print(f"seed {seed}")
         simulate(seed)
+
+
+def test_seeds_bring_what_befalls_ranks_adapters_and_held_blocks() -> None:
+    kinds = {mishap.kind for seed in range(SEEDS) for mishap in draw_scenario(seed).mishaps}
+    assert kinds == set(MishapKind)
+    asked = [client.request for seed in range(SEEDS) for client in draw_scenario(seed).clients]
+    assert {len(request.adapters) for request in asked} == {0, 1, 2}
+    scripts = [machine.script for seed in range(SEEDS) for machine in draw_scenario(seed).machines]
+    assert {script.max_choices for script in scripts} == {None, 1, 2}
+    assert {script.max_greedy_choices for script in scripts} == {None, 1}
 
 
 def test_the_order_of_asyncio_itself_is_good_too() -> None:

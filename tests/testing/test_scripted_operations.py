@@ -12,9 +12,12 @@ from tandem_router.errors import Reason
 from tandem_router.model.adapters import AdapterUse
 from tandem_router.model.embedding import EmbedLeg
 from tandem_router.model.failure import EngineFailure
-from tandem_router.model.operations import CANNOT, FlushCache, ListAdapters, StopProfile
+from tandem_router.model.operations import CANNOT, FlushCache, ListAdapters, LoadAdapter, StopProfile, UnloadAdapter
+from tandem_router.model.request import Sampling
 from tandem_router.ports import EngineClient
+from tandem_router.testing.scripted_adapters import ScriptedAdapters
 from tandem_router.testing.scripted_fleet import ScriptedFleet
+from tandem_router.testing.scripted_model import answer, pages_of
 from tandem_router.testing.sim_loop import SimLoop
 
 LEG = EmbedLeg("leg-1", (5, 6, 7))
@@ -74,3 +77,23 @@ def test_it_publishes_no_kv_events() -> None:
         assert caught.value.reason is Reason.RUNTIME_CANNOT_PUBLISH_KV_EVENTS
 
     play(scene)
+
+
+def test_adapters_come_and_go_as_it_is_asked_and_are_in_its_facts() -> None:
+    adapters = ScriptedAdapters(["de"], is_managed=True)
+    with pytest.raises(EngineFailure):
+        adapters.operate(LoadAdapter("de", "/adapters/de"))
+    adapters.operate(LoadAdapter("fr", "/adapters/fr"))
+    adapters.operate(UnloadAdapter("de", "id-de"))
+    assert [one.name for one in adapters.operate(ListAdapters()).adapters] == ["fr"]
+    assert adapters.lacks(["de", "fr", "nl"]) == ["de", "nl"]
+    assert adapters.never_had(["de", "fr", "nl"]) == ["nl"]
+    with pytest.raises(EngineFailure):
+        adapters.operate(UnloadAdapter("de", "id-de"))
+
+
+def test_an_adapter_changes_the_answer_on_either_half() -> None:
+    prompt, uses, greedy = tuple(range(5, 25)), (AdapterUse("de"),), Sampling(temperature=0.0)
+    plain, adapted = pages_of(prompt), pages_of(prompt, uses)
+    said = [answer(prompt, pages, greedy, 0, by).token_ids for pages in (plain, adapted) for by in ((), uses)]
+    assert len(set(said)) == 4

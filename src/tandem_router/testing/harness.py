@@ -60,6 +60,10 @@ class NoCodecs:
         """None."""
         return None
 
+    async def digest(self, archive: bytes) -> str:
+        """Refuse."""
+        raise TandemError(Reason.TOKENIZER_UNAVAILABLE, "scripted models have no tokenizer")
+
     async def load(self, model: str, archive: bytes | None, source: TokenizerSource) -> None:
         """Refuse."""
         raise TandemError(Reason.TOKENIZER_UNAVAILABLE, "scripted models have no tokenizer")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import enum
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from tandem_router.model.adapters import AdapterUse
 from tandem_router.model.pairing import HandshakeKind
 from tandem_router.model.request import GenerateRequest, Output, Sampling, Timeouts
 from tandem_router.model.spec import RuntimeType, WorkerType
@@ -45,6 +46,23 @@ class MishapKind(enum.StrEnum):
     """All connections of routers to it break; the process lives."""
     DELETE = "DELETE"
     """An operator deletes the worker, and registers it again later."""
+    FAIL_RANK = "FAIL_RANK"
+    """Its first rank fails whatever it gets; other ranks, and probes, are well."""
+    KILL_HOLDER = "KILL_HOLDER"
+    """SIGKILL of a prefill worker as soon as a decode is sent that is to fetch from it; a new process follows."""
+    FORGET_ADAPTERS = "FORGET_ADAPTERS"
+    """Its adapters are unloaded past the router."""
+    MOVE_ADAPTERS = "MOVE_ADAPTERS"
+    """An operator unloads an adapter from all workers, and loads it again later."""
+
+
+_NEEDS_SOMETHING = frozenset(
+    {MishapKind.FAIL_RANK, MishapKind.KILL_HOLDER, MishapKind.FORGET_ADAPTERS, MishapKind.MOVE_ADAPTERS}
+)
+"""What befalls only machines that have what it is about."""
+_ANYWHERE = tuple(kind for kind in MishapKind if kind not in _NEEDS_SOMETHING)
+ADAPTERS = ("de", "fr")
+"""What engines that apply adapters are started with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +128,9 @@ def draw_scenario(seed: int) -> Scenario:
     clients = tuple(_draw_client(rng, number, rng.choice(models)) for number in range(rng.randint(8, 30)))
     mishaps = tuple(_draw_mishap(rng, rng.choice(machines).name) for _ in range(rng.randint(0, 7)))
     waits_for_workers = rng.random() < 0.8
+    # Apart, so that all else of a seed is as it was before there were adapters, limits of choices and failing ranks.
+    machines, clients, more = _with_abilities(random.Random(f"abilities {seed}"), machines, clients, len(mishaps))
+    mishaps += more
     return Scenario(seed, waits_for_workers, machines, clients, tuple(sorted(mishaps, key=lambda each: each.at_s)))
 
 
@@ -196,6 +217,39 @@ def _draw_client(rng: random.Random, number: int, model: str) -> ClientPlan:
     )
 
 
+def _with_abilities(
+    rng: random.Random, machines: tuple[MachinePlan, ...], clients: tuple[ClientPlan, ...], mishaps: int
+) -> tuple[tuple[MachinePlan, ...], tuple[ClientPlan, ...], tuple[Mishap, ...]]:
+    """What engines can do, clients that ask for it, and what may befall it where anything befalls anybody."""
+    adapters = ADAPTERS if rng.random() < 0.4 else None
+    able = []
+    for number, machine in enumerate(machines):
+        most, most_greedy = rng.choice([(None, None), (None, None), (1, None), (2, None), (None, 1)])
+        if machine.script.worker_type is not WorkerType.REGULAR:
+            most = most_greedy = None  # a pair is asked for one choice at a time anyway
+        # The first of its kind has all, so that where nothing goes wrong every adapter has a place.
+        part = (machine.script.kind, machine.script.worker_type)
+        is_first = part not in [(other.script.kind, other.script.worker_type) for other in machines[:number]]
+        held = adapters if adapters is None or is_first or rng.random() < 0.5 else adapters[:1]
+        script = replace(machine.script, adapters=held, max_choices=most, max_greedy_choices=most_greedy)
+        able.append(replace(machine, script=script))
+    asking = []
+    for client in clients:
+        names = () if adapters is None else rng.choice([(), (), (), ("de",), ("de", "fr")])
+        uses = tuple(AdapterUse(name, rng.choice([0.5, 1.0])) for name in names)
+        asking.append(replace(client, request=replace(client.request, adapters=uses)))
+    more = []
+    for machine in able if mishaps else ():
+        if machine.script.dp_size > 1 and rng.random() < 0.4:
+            more.append(Mishap(MishapKind.FAIL_RANK, machine.name, rng.uniform(0, 2), rng.uniform(1.0, 5.0)))
+        if machine.script.worker_type is WorkerType.PREFILL and rng.random() < 0.3:
+            more.append(Mishap(MishapKind.KILL_HOLDER, machine.name, rng.uniform(0, 3), rng.uniform(1.0, 5.0)))
+        if adapters is not None and rng.random() < 0.3:
+            kind = rng.choice([MishapKind.FORGET_ADAPTERS, MishapKind.MOVE_ADAPTERS])
+            more.append(Mishap(kind, machine.name, rng.uniform(0, _LAST_START_S), rng.uniform(0.01, 2.0)))
+    return tuple(able), tuple(asking), tuple(more)
+
+
 def _draw_mishap(rng: random.Random, machine: str) -> Mishap:
-    kind = rng.choice([MishapKind.KILL, MishapKind.KILL, *MishapKind])
+    kind = rng.choice([MishapKind.KILL, MishapKind.KILL, *_ANYWHERE])
     return Mishap(kind, machine, rng.uniform(0, _LAST_START_S), rng.uniform(0.01, 5.0), rng.choice([0.0, 1.0, 20.0]))

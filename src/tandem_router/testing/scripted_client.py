@@ -16,7 +16,7 @@ from tandem_router.errors import Code, Reason
 from tandem_router.model.embedding import EmbedLeg, Vector
 from tandem_router.model.failure import EngineFailure
 from tandem_router.model.kv_events import KvBatch
-from tandem_router.model.operations import CANNOT, FlushCache, Operated, Operation
+from tandem_router.model.operations import Operated, Operation
 from tandem_router.model.request import LegRequest
 from tandem_router.model.stream import EngineItem
 from tandem_router.model.worker import RankLoad, WorkerFacts
@@ -96,11 +96,8 @@ class ScriptedClient:
         return scripted_vector(leg)
 
     async def operate(self, operation: Operation, *, timeout_s: float) -> Operated:
-        """Flushes its cache and can do nothing else."""
-        await self._ask("operate", type(operation).__name__, timeout_s)
-        if isinstance(operation, FlushCache):
-            return Operated("flushed")
-        raise EngineFailure(CANNOT[type(operation)], f"{self._address} is a scripted engine", code=Code.UNIMPLEMENTED)
+        """Flush its cache, or do what `scripted_adapters` can."""
+        return cast("Operated", await self._ask("operate", operation, timeout_s))
 
     def kv_events(self, *, resume_at: int) -> ScriptedKvEvents:
         """A subscription that is refused: scripted engines publish nothing."""
@@ -186,7 +183,7 @@ class ScriptedClient:
             if message.call_id in self._calls or message.call_id in self._unary:
                 self._endpoint.send(message)
 
-    async def _ask(self, method: str, argument: str, timeout_s: float) -> object:
+    async def _ask(self, method: str, argument: str | Operation, timeout_s: float) -> object:
         if self.is_closed:
             raise EngineFailure(Reason.WORKER_UNREACHABLE, "the client is closed", was_sent=False)
         self._calls_made += 1

@@ -15,9 +15,11 @@ from typing import Any
 from tandem_router.errors import Code, Reason
 from tandem_router.model.failure import EngineFailure
 from tandem_router.model.pairing import BootstrapEndpoint, HandshakeKind, KvRole, LegRole, TransferParams
+from tandem_router.model.request import LegRequest
 from tandem_router.model.spec import RuntimeType, WorkerType
 from tandem_router.model.worker import RankLoad, WorkerFacts
 from tandem_router.ports import Rng
+from tandem_router.testing.scripted_adapters import ScriptedAdapters
 from tandem_router.testing.scripted_kv import KvFetch, KvSource
 from tandem_router.testing.scripted_kv_messages import Release
 from tandem_router.testing.scripted_model import EOS, VOCABULARY
@@ -74,6 +76,7 @@ class ScriptedEngine:
         self._chores: dict[asyncio.Task[None], None] = {}
         self.met: dict[str, None] = {}
         """Engine ids of prefill workers that have written into our memory; a Mooncake decode keeps their addresses."""
+        self.adapters = ScriptedAdapters(script.adapters or (), is_managed=script.adapters is not None)
         engine_ids = frozenset(self.engine_id(rank) for rank in range(script.dp_size))
         self.source = KvSource(network.loop, script, faults, self.ledger, self.pause, self.endpoints, engine_ids)
         network.listen(address, self)
@@ -135,14 +138,14 @@ class ScriptedEngine:
     def open(self, call: OpenCall, endpoint: Endpoint) -> ScriptedRequest | None:
         """Take a request, or answer at once why not."""
         self.ledger.requests += 1
-        refusal = self._refusal()
-        if refusal is not None:
-            endpoint.send(StreamEnd(call.call_id, refusal))
-            return None
         fatal = self._what_kills(call)
         if fatal is not None:
             self.ledger.violations.append(fatal)
             self.kill()
+            return None
+        refusal = self._refusal(call.leg)
+        if refusal is not None:
+            endpoint.send(StreamEnd(call.call_id, refusal))
             return None
         if call.leg.leg_id in self.requests:
             self.ledger.violations.append(f"leg {call.leg.leg_id} is sent twice at once")
@@ -165,11 +168,16 @@ class ScriptedEngine:
         del self.requests[leg_id]
         self.ledger.live -= 1
 
-    def _refusal(self) -> EngineFailure | None:
+    def _refusal(self, leg: LegRequest) -> EngineFailure | None:
         if self.faults.is_zombie:
             return EngineFailure(Reason.ENGINE_ERROR, "EngineDeadError", code=Code.INTERNAL)
         if self.faults.is_refusing:
             return EngineFailure(Reason.WORKER_REFUSED, "the request queue is full", code=Code.RESOURCE_EXHAUSTED)
+        if leg.dp_rank is not None and leg.dp_rank == self.faults.failing_rank:
+            return EngineFailure(Reason.ENGINE_ERROR, "device-side assert triggered", code=Code.INTERNAL)
+        missing = self.adapters.lacks(adapter.name for adapter in leg.adapters)
+        if missing:
+            return EngineFailure(Reason.ENGINE_ERROR, f"{missing} not loaded", code=Code.INVALID_ARGUMENT)
         return None
 
     def _what_kills(self, call: OpenCall) -> str | None:
@@ -182,6 +190,16 @@ class ScriptedEngine:
         needs_room = self.script.kind is HandshakeKind.RENDEZVOUS and self.script.worker_type is not WorkerType.REGULAR
         if needs_room and (leg.kind is not HandshakeKind.RENDEZVOUS or leg.handoff is None):
             return f"leg {leg.leg_id} has no room on a {self.script.worker_type} worker"
+        if leg.dp_rank is not None and not 0 <= leg.dp_rank < self.script.dp_size:
+            return f"leg {leg.leg_id} is for rank {leg.dp_rank} of {self.script.dp_size}"
+        unknown = self.adapters.never_had(adapter.name for adapter in leg.adapters)
+        if unknown:
+            return f"leg {leg.leg_id} names adapters that it never had: {unknown}"
+        limit = self.script.max_choices
+        if leg.sampling.temperature == 0 and self.script.max_greedy_choices is not None:
+            limit = self.script.max_greedy_choices
+        if limit is not None and leg.sampling.n > limit:
+            return f"leg {leg.leg_id} asks for {leg.sampling.n} choices at once"
         if isinstance(leg.handoff, TransferParams):
             params = json.loads(leg.handoff.json)
             names_blocks = "transfer_id" in params if self.script.is_mooncake else "remote_block_ids" in params
@@ -270,7 +288,12 @@ class ScriptedEngine:
         value: object = None
         match call.method:
             case "abort":
-                self.abort(call.argument)
+                self.abort(str(call.argument))
+            case "operate" if not isinstance(call.argument, str):
+                try:
+                    value = self.adapters.operate(call.argument)
+                except EngineFailure as refused:
+                    failure = refused
             case "probe" if self.faults.is_zombie:
                 failure = EngineFailure(Reason.ENGINE_ERROR, "healthy=false", code=Code.UNAVAILABLE)
             case "describe":
@@ -303,6 +326,7 @@ class ScriptedEngine:
             model_id=script.model,
             context_length=8192,
             vocab_size=VOCABULARY,
+            can_embed=script.worker_type is WorkerType.REGULAR,
             eos_token_ids=(EOS,),
             max_running_requests=script.max_running,
             dp_size=script.dp_size,
@@ -313,6 +337,10 @@ class ScriptedEngine:
             bootstrap=self.bootstrap if is_meeting else None,
             disaggregation_mode=script.worker_type,
             load_balance_method="follow_bootstrap_room" if script.is_sglang else None,
+            max_choices=script.max_choices,
+            max_greedy_choices=script.max_greedy_choices,
+            applies_adapters=script.adapters is not None,
+            adapters=tuple(self.adapters.loaded.values()),
             supports_seed=True,
             position_keyed_sampling=True,
             batch_invariant=True,

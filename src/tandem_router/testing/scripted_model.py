@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tandem_router.model.adapters import AdapterUse
 from tandem_router.model.request import Sampling
 from tandem_router.model.stream import FinishReason
 
@@ -46,10 +47,10 @@ class Answer:
     matched_stop: int | None = None
 
 
-def pages_of(token_ids: Sequence[int]) -> list[bytes]:
-    """The KV pages of the prompt's full pages."""
+def pages_of(token_ids: Sequence[int], adapters: Sequence[AdapterUse] = ()) -> list[bytes]:
+    """The KV pages of the prompt's full pages, as these adapters compute them."""
     pages: list[bytes] = []
-    before = b""
+    before = _said(adapters)
     for start in range(0, len(token_ids) - len(token_ids) % PAGE_TOKENS, PAGE_TOKENS):
         page = ",".join(str(token) for token in token_ids[start : start + PAGE_TOKENS]).encode()
         before = hashlib.blake2b(before + page, digest_size=8).digest()
@@ -67,10 +68,16 @@ def sampling_key(sampling: Sampling, choice: int) -> str:
     return f"{sampling.temperature} {sampling.top_p} {sampling.top_k} {(sampling.seed or 0) + choice}"
 
 
-def answer(token_ids: Sequence[int], pages: Sequence[bytes], sampling: Sampling, choice: int) -> Answer:
-    """The output of one choice, given the pages as they lie in memory."""
+def answer(
+    token_ids: Sequence[int],
+    pages: Sequence[bytes],
+    sampling: Sampling,
+    choice: int,
+    adapters: Sequence[AdapterUse] = (),
+) -> Answer:
+    """The output of one choice, given the pages as they lie in memory and the adapters of whoever generates."""
     tail = token_ids[len(token_ids) - len(token_ids) % PAGE_TOKENS :]
-    state = hashlib.blake2b(b"".join(pages), digest_size=8)
+    state = hashlib.blake2b(b"".join(pages) + _said(adapters), digest_size=8)
     state.update(repr((tuple(tail), len(token_ids), sampling_key(sampling, choice))).encode())
     limit = DEFAULT_MAX_TOKENS if sampling.max_tokens is None else sampling.max_tokens
     minimum = sampling.min_tokens or 0
@@ -83,3 +90,7 @@ def answer(token_ids: Sequence[int], pages: Sequence[bytes], sampling: Sampling,
         if len(out) >= minimum and (token == EOS or token in sampling.stop_token_ids):
             return Answer(tuple(out), FinishReason.STOP, token)
     return Answer(tuple(out), FinishReason.LENGTH)
+
+
+def _said(adapters: Sequence[AdapterUse]) -> bytes:
+    return ";".join(f"{adapter.name}*{adapter.scale:g}" for adapter in adapters).encode()

@@ -112,7 +112,7 @@ async def _serve(engine: ScriptedEngine, request: ScriptedRequest) -> None:
     else:
         if engine.script.worker_type is WorkerType.DECODE:
             engine.ledger.recomputed_pages += len(leg.token_ids) // PAGE_TOKENS
-        request.hold(pages_of(leg.token_ids))
+        request.hold(pages_of(leg.token_ids, leg.adapters))
         await _generate(engine, request, prefill_tokens=len(leg.token_ids))
 
 
@@ -132,7 +132,7 @@ async def _prefill_in_room(engine: ScriptedEngine, request: ScriptedRequest) -> 
     except TimeoutError:
         raise failed(engine, Reason.KV_TRANSFER_FAILED, "nobody came to the room") from None
     async with engine.slot():
-        request.hold(pages_of(leg.token_ids))
+        request.hold(pages_of(leg.token_ids, leg.adapters))
         await engine.pause(engine.script.prefill_token_s * len(leg.token_ids))
     assert room.endpoint is not None
     if not await engine.source.send_pages(room.endpoint, request.pages):
@@ -141,21 +141,24 @@ async def _prefill_in_room(engine: ScriptedEngine, request: ScriptedRequest) -> 
     if not room.is_fetched:
         raise failed(engine, Reason.KV_TRANSFER_FAILED, "the decode worker left before it had all pages")
     await engine.pause(engine.script.settle_s)
-    first = answer(leg.token_ids, request.pages, leg.sampling, 0).token_ids[:1]
+    first = answer(leg.token_ids, request.pages, leg.sampling, 0, leg.adapters).token_ids[:1]
     request.emit(EngineEnd(0, FinishReason.LENGTH, first, len(leg.token_ids), len(first)))
 
 
 async def _prefill_for_handle(engine: ScriptedEngine, request: ScriptedRequest) -> None:
     leg = request.leg
     async with engine.slot():
-        request.hold(pages_of(leg.token_ids))
+        request.hold(pages_of(leg.token_ids, leg.adapters))
         await engine.pause(engine.script.prefill_token_s * len(leg.token_ids))
-    first = answer(leg.token_ids, request.pages, leg.sampling, 0).token_ids[:1]
+    first = answer(leg.token_ids, request.pages, leg.sampling, 0, leg.adapters).token_ids[:1]
     if isinstance(leg.handoff, TransferParams):
         # Mooncake: the router named the transfer, so there is nothing to tell it.
         engine.source.offer(
             json.loads(leg.handoff.json)["transfer_id"], list(request.pages), engine.engine_id(leg.dp_rank)
         )
+        request.emit(EngineEnd(0, FinishReason.LENGTH, first, len(leg.token_ids), len(first)))
+        return
+    if engine.script.returns_nothing:
         request.emit(EngineEnd(0, FinishReason.LENGTH, first, len(leg.token_ids), len(first)))
         return
     handle = engine.source.hold(list(request.pages))
@@ -176,7 +179,9 @@ async def _generate(engine: ScriptedEngine, request: ScriptedRequest, *, prefill
     leg = request.leg
     async with engine.slot():
         await engine.pause(engine.script.prefill_token_s * prefill_tokens)
-        answers = [answer(leg.token_ids, request.pages, leg.sampling, choice) for choice in range(leg.sampling.n)]
+        answers = [
+            answer(leg.token_ids, request.pages, leg.sampling, choice, leg.adapters) for choice in range(leg.sampling.n)
+        ]
         limit = engine.faults.error_after_tokens
         cached = 0 if prefill_tokens else len(request.pages) * PAGE_TOKENS
         for position in range(max(len(each.token_ids) for each in answers)):

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from tandem_router.model.failure import EngineFailure
+from tandem_router.model.operations import Operation
 from tandem_router.model.pairing import HandshakeKind
 from tandem_router.model.request import LegRequest
 from tandem_router.model.spec import RuntimeType, WorkerType
@@ -42,11 +43,11 @@ class CancelCall:
 
 @dataclass(frozen=True, slots=True)
 class UnaryCall:
-    """Router to engine: a small rpc ("abort", "probe", "describe", "loads", "tokenizer")."""
+    """Router to engine: a small rpc ("abort", "probe", "describe", "loads", "tokenizer", "operate")."""
 
     call_id: int
     method: str
-    argument: str = ""
+    argument: str | Operation = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,8 @@ class Faults:
     """The process lives, its engine is dead: probe says so, generate fails, loads still say zero (vLLM)."""
     error_after_tokens: int | None = None
     """Fail each stream after that many tokens."""
+    failing_rank: int | None = None
+    """Fail each request of that rank, where there are several; the process and the other ranks are well."""
     is_error_under_ok: bool = False
     """End failed streams with a `complete` of reason "error" under status OK instead of an error status."""
     is_transfer_failing: bool = False
@@ -110,6 +113,12 @@ class EngineScript:
     max_running: int = 16
     """Requests that compute at once; more wait."""
     dp_size: int = 1
+    max_choices: int | None = None
+    """Most choices that one call may ask for; more would kill it (MLX takes one)."""
+    max_greedy_choices: int | None = None
+    """The same where the temperature is 0 (vLLM takes one)."""
+    adapters: tuple[str, ...] | None = None
+    """Loaded when a process starts; None = it knows no adapters."""
     prefill_token_s: float = 0.0002
     step_s: float = 0.005
     """Per generated token."""
@@ -134,6 +143,11 @@ class EngineScript:
     def is_mooncake(self) -> bool:
         """Whether it has the habits of vLLM's MooncakeConnector: the router names the transfer, nothing is returned."""
         return self.kind is HandshakeKind.HANDOFF and self.connector == "MooncakeConnector"
+
+    @property
+    def returns_nothing(self) -> bool:
+        """Whether its prefill returns no kv_transfer_params: its workers meet in a store, which holds nothing here."""
+        return self.connector in ("MooncakeStoreConnector", "LMCacheConnectorV1")
 
     @property
     def is_sglang(self) -> bool:

@@ -47,10 +47,10 @@ def check_client(record: ClientRecord) -> list[str]:
 def _check_tokens(record: ClientRecord) -> list[str]:
     request = record.plan.request
     prompt = request.token_ids or ()
-    pages = pages_of(prompt)
+    pages = pages_of(prompt, request.adapters)
     problems = []
     for choice in range(request.sampling.n):
-        expected = answer(prompt, pages, request.sampling, choice)
+        expected = answer(prompt, pages, request.sampling, choice, request.adapters)
         got = tuple(record.tokens.get(choice, ()))
         if got != expected.token_ids[: len(got)]:
             problems.append(f"choice {choice}: wrong tokens {got}, expected {expected.token_ids}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from tandem_router.errors import TandemError
 from tandem_router.model.job import JobState
 from tandem_router.model.request import GenerateRequest, Output, Sampling
-from tandem_router.model.worker import WorkerStatus
+from tandem_router.model.worker import Worker, WorkerStatus
 from tandem_router.testing.harness import SimRuntime
 from tandem_router.testing.scenario import ClientPlan, Scenario
 from tandem_router.testing.sim_checks import check_client
@@ -37,8 +38,9 @@ def check_idle(runtime: SimRuntime) -> list[str]:
 
 
 async def check_recovered(runtime: SimRuntime, scenario: Scenario) -> list[str]:
-    """Every registered worker is READY again, and every model that is served answers."""
-    problems = [
+    """Every registered worker is READY again with its ranks and adapters, and every model that is served answers."""
+    problems = _forgotten(runtime, await runtime.control.list_workers())
+    problems += [
         f"worker {worker.url} is {worker.status} after everything was put right: {worker.conditions}"
         for worker in await runtime.control.list_workers()
         if worker.status is not WorkerStatus.READY
@@ -56,6 +58,20 @@ async def check_recovered(runtime: SimRuntime, scenario: Scenario) -> list[str]:
     # The prefill leg of a rendezvous may end after its decode's answer.
     await asyncio.sleep(1.0)
     return problems + check_idle(runtime)
+
+
+def _forgotten(runtime: SimRuntime, workers: Sequence[Worker]) -> list[str]:
+    """Ranks that are still out although nothing is wrong with them, and adapters that are not known as they are."""
+    machines = {machine.spec.url: machine for machine in runtime.machines.machines.values()}
+    problems = []
+    for worker in workers:
+        problems += [
+            f"rank {rank.dp_rank} of {worker.url} is still out" for rank in worker.ranks if not rank.is_healthy
+        ]
+        engine, facts = machines[worker.url].engine, worker.facts
+        if engine is not None and facts is not None and set(facts.adapters) != set(engine.adapters.loaded.values()):
+            problems.append(f"{worker.url} holds {list(engine.adapters.loaded)} and is known for {facts.adapters}")
+    return problems
 
 
 async def check_deleted(runtime: SimRuntime) -> list[str]:

@@ -120,6 +120,9 @@ def _count(mishaps: Mishaps, statistics: Counter[str]) -> None:
             statistics["attempts lost on the way"] += sum(each.failure is not None for each in record.finished.attempts)
         elif record.error is not None:
             statistics[f"failed {record.error.reason}"] += 1
+    statistics["holders killed before the fetch"] += mishaps.holders_killed
+    for reason in mishaps.refusals:
+        statistics[f"operator told {reason}"] += 1
     for kind in mishaps.struck:
         statistics[f"mishap {kind}"] += 1
 
