@@ -10,8 +10,9 @@ GENERATOR := .venv-generate/bin
 PROTOS := $(shell find proto -name '*.proto' | LC_ALL=C sort)
 SERVICES := $(filter %_service.proto,$(PROTOS))
 PYTEST := $(BIN)/python -m pytest
+PYTHON311 ?= python3.11
 
-.PHONY: help setup demo run test check fmt lint types imports buf generate drift docs docs-check bench simulate model pins accept-api clean
+.PHONY: help setup demo run test test-engines mlx check fmt lint types imports buf generate drift docs docs-check bench simulate model pins accept-api clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -38,8 +39,27 @@ demo: .venv/.ready ## start a fleet, stream an answer through a pair of each han
 run: .venv/.ready ## the same fleet, kept up, with lines to paste (Ctrl-C ends it)
 	@$(BIN)/tandem demo --keep
 
-test: .venv/.ready ## all tests: unit, contract, simulation, end to end
+test: .venv/.ready mlx ## all tests: unit, contract, simulation, end to end, a real MLX
 	@$(PYTEST) -n 2 --dist loadscope tests
+
+test-engines: .venv/.ready .venv-vllm/.ready .venv-mlx/.ready ## unmodified vLLM (alone, and a pair over NIXL) and MLX; needs Python 3.11
+	@$(PYTEST) -m "vllm or mlx" --durations 10 tests/real_engines
+	@if unshare -rn ip link set lo up 2>/dev/null; then unshare -rn sh -c 'ip link set lo up && $(PYTEST) -m mooncake tests/real_engines'; \
+	else echo "Mooncake listens on every interface, and this machine gives it no network of its own: its tests are skipped"; fi
+
+# The real engines' own venvs. Their wheels for CPUs exist for Python 3.11 only.
+have311 = $(PYTHON311) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null
+NO_PYTHON311 = "no Python 3.11 at $(PYTHON311), which real engines need; set PYTHON311=/path/to/python3.11"
+
+.venv-vllm/.ready .venv-mlx/.ready: .venv-%/.ready: tests/real_engines/requirements-%.txt
+	@$(have311) || { echo $(NO_PYTHON311); exit 1; }
+	@echo "setting up .venv-$* ..."
+	@test -x .venv-$*/bin/python || $(PYTHON311) -m venv .venv-$*
+	@.venv-$*/bin/python -m pip -qq install --disable-pip-version-check --no-deps $(if $(filter mlx,$*),--no-compile) -r $<
+	@touch $@
+
+mlx: # what the tests of MLX need, where there is a Python 3.11; elsewhere they are skipped
+	@if $(have311); then $(MAKE) .venv-mlx/.ready; else echo $(NO_PYTHON311)": the tests of MLX are skipped"; fi
 
 check: lint types imports buf drift docs-check test ## what CI runs
 
@@ -101,4 +121,4 @@ pins: ## write constraints.txt from the newest releases that pyproject.toml allo
 	  $(BIN)/python -m pip freeze --exclude-editable --all | grep -vE '^(pip|setuptools)='; } > constraints.txt
 
 clean: ## remove what the targets made
-	@rm -rf .venv .venv-generate .venv-model .mypy_cache .ruff_cache .pytest_cache .hypothesis .run
+	@rm -rf .venv .venv-generate .venv-model .venv-vllm .venv-mlx .mypy_cache .ruff_cache .pytest_cache .hypothesis .run
