@@ -10,7 +10,9 @@ GENERATOR := .venv-generate/bin
 PROTOS := $(shell find proto -name '*.proto' | LC_ALL=C sort)
 SERVICES := $(filter %_service.proto,$(PROTOS))
 PYTEST := $(BIN)/python -m pytest
-PYTHON311 ?= python3.11
+is311 = $(1) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null
+# The first of these that is one; else the name that the complaint shall have.
+PYTHON311 ?= $(firstword $(foreach name,python3.11 $(PYTHON),$(shell $(call is311,$(name)) && echo $(name))) python3.11)
 
 .PHONY: help setup demo run test test-engines mlx check fmt lint types imports buf generate drift docs docs-check bench simulate model pins accept-api clean
 
@@ -48,18 +50,17 @@ test-engines: .venv/.ready .venv-vllm/.ready .venv-mlx/.ready ## unmodified vLLM
 	else echo "Mooncake listens on every interface, and this machine gives it no network of its own: its tests are skipped"; fi
 
 # The real engines' own venvs. Their wheels for CPUs exist for Python 3.11 only.
-have311 = $(PYTHON311) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null
 NO_PYTHON311 = "no Python 3.11 at $(PYTHON311), which real engines need; set PYTHON311=/path/to/python3.11"
 
 .venv-vllm/.ready .venv-mlx/.ready: .venv-%/.ready: tests/real_engines/requirements-%.txt
-	@$(have311) || { echo $(NO_PYTHON311); exit 1; }
+	@$(call is311,$(PYTHON311)) || { echo $(NO_PYTHON311); exit 1; }
 	@echo "setting up .venv-$* ..."
 	@test -x .venv-$*/bin/python || $(PYTHON311) -m venv .venv-$*
 	@.venv-$*/bin/python -m pip -qq install --disable-pip-version-check --no-deps $(if $(filter mlx,$*),--no-compile) -r $<
 	@touch $@
 
 mlx: # what the tests of MLX need, where there is a Python 3.11; elsewhere they are skipped
-	@if $(have311); then $(MAKE) .venv-mlx/.ready; else echo $(NO_PYTHON311)": the tests of MLX are skipped"; fi
+	@if $(call is311,$(PYTHON311)); then $(MAKE) .venv-mlx/.ready; else echo $(NO_PYTHON311)": the tests of MLX are skipped"; fi
 
 check: lint types imports buf drift docs-check test ## what CI runs
 
