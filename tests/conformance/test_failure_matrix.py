@@ -15,7 +15,6 @@ from tests.conformance.router_world import IMPATIENT, QUICK, RUNTIMES, RouterWor
 from tandem.v1 import job_pb2, model_card_pb2, worker_pb2, worker_service_pb2
 from tandem_router.model.settings import RuntimeSettings
 from tandem_router.model.spec import RuntimeType, WorkerType
-from tandem_router.runtime import tokenizers
 from tandem_router.testing.grpc_engines import Archive, GrpcScript, Listening, ScriptedGrpcEngine, Tls
 
 ENGINES = (RuntimeType.SGLANG, RuntimeType.VLLM, RuntimeType.TRTLLM, RuntimeType.TOKENSPEED, RuntimeType.MLX)
@@ -62,6 +61,7 @@ FAULTS = {
     "hangs at HealthCheck": _hanging("HealthCheck", "activate", "ENGINE_ERROR", "HealthCheck was not answered"),
     "hangs at GetTokenizer": Fault(
         {"hangs": frozenset({"GetTokenizer"})},
+        settings=replace(QUICK, jobs=replace(QUICK.jobs, tokenizer_timeout_s=0.3)),
         reason="TOKENIZER_UNAVAILABLE",
         says="GetTokenizer",
         condition="TOKENIZER",
@@ -123,11 +123,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("runtime", "fault"), ROWS)
-async def test_failing_engine_is_told_of_and_leaves_nothing(
-    runtime: RuntimeType, fault: Fault, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if "GetTokenizer" in fault.script.get("hangs", ()):
-        monkeypatch.setattr(tokenizers, "_FETCH_TIMEOUT_S", 0.3)
+async def test_failing_engine_is_told_of_and_leaves_nothing(runtime: RuntimeType, fault: Fault) -> None:
     async with ScriptedGrpcEngine(GrpcScript(runtime, **fault.script)) as engine, router(fault.settings) as world:
         before = _tasks()
         registered = await world.register(engine, **fault.spec)

@@ -92,9 +92,13 @@ _RANKS: Table[worker_pb2.Rank] = Table(
         Column("RUNNING", lambda rank: str(rank.load.running_requests) if rank.HasField("load") else ""),
         Column("WAITING", lambda rank: str(rank.load.waiting_requests) if rank.HasField("load") else ""),
         Column("KV-USED", lambda rank: f"{rank.load.token_usage:.0%}" if rank.HasField("load") else ""),
-        Column("REASON", lambda rank: rank.failure.reason or ("" if rank.healthy else "RANK_UNHEALTHY")),
+        Column("REASON", lambda rank: rank.failure.reason or _why_out(rank)),
     )
 )
+
+
+def _why_out(rank: worker_pb2.Rank) -> str:
+    return "" if rank.routable or rank.healthy else "RANK_UNHEALTHY"
 
 
 def _of(text: str, rank: worker_pb2.Rank) -> str:
