@@ -116,6 +116,9 @@ def vllm_half(mode: str) -> EngineCommand:
         "kv_role": "kv_producer" if mode == "prefill" else "kv_consumer",
         "kv_buffer_device": "cpu",
         "engine_id": f"nixl-{mode}",
+        # By default each worker's NIXL polls with four threads more, without pause: on two cores transfers then stand
+        # still for as long as the lease.
+        "kv_connector_extra_config": {"num_threads": 0},
     }
     # Few blocks to decode into: what one request leaves is the next one's, so a late write into it would show.
     few = ("--num-gpu-blocks-override", "64") if mode == "decode" else ()
