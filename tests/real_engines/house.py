@@ -16,8 +16,9 @@ PAIR, ALONE, REFERENCE = "tandem-demo", "alone", "reference"
 """The models that a router of ours serves: a pair, the same engine alone, and the reference engine. The first two names
 are those of the end-to-end tests of the reference engine, which run here as they are."""
 
-_HEALTH = {"check_interval": {"seconds": 1}, "timeout": {"seconds": 3}}
-"""vLLM compiles for seconds at its first request with log probabilities; a dead engine is to be noticed in seconds."""
+_HEALTH = {"check_interval": {"seconds": 1}, "timeout": {"seconds": 10}}
+"""vLLM compiles for seconds at its first request with log probabilities, and then answers late; an engine that is dead
+says so at once."""
 
 
 @dataclass(slots=True)
