@@ -73,6 +73,7 @@ class House:
             self._register("vllm", "vllm-decode")
             self._register("vllm", "vllm", ALONE, "demo")
             self._reference(router)
+            self._warm_up(router)
         return self._systems["vllm"]
 
     def mlx(self) -> System:
@@ -131,6 +132,11 @@ class House:
         worker = house.router.workers.CreateWorker(worker_service_pb2.CreateWorkerRequest(spec=spec)).worker
         house.ids[name] = worker.id
         eventually(lambda: house.router.is_ready(worker.id), within_s=30, what=f"{name} is READY")
+
+    def _warm_up(self, router: RouterProcess) -> None:
+        """The first request over a new NIXL connection may take longer than any test allows."""
+        answer = router.generate(router.request(text="1 2 3 ", model=PAIR, temperature=0, max_tokens=2), timeout_s=120)
+        assert answer.error is None, answer.error
 
     def _reference(self, router: RouterProcess) -> None:
         engine = EngineProcess("vllm", "aggregated")
