@@ -6,6 +6,7 @@ package, on the end of a leash (leash.py). The flags are those of docs/engines.m
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -39,6 +40,7 @@ _ROOT = Path(__file__).parents[2]
 VLLM_PYTHON = Path(os.environ.get("TANDEM_VLLM_VENV", _ROOT / ".venv-vllm")) / "bin/python"
 MLX_PYTHON = Path(os.environ.get("TANDEM_MLX_VENV", _ROOT / ".venv-mlx")) / "bin/python"
 _LEASH = Path(__file__).with_name("leash.py")
+_STAND_INS = Path(__file__).with_name("stand_ins")
 
 LIFE_S = 1_500.0
 """No engine lives longer, whatever becomes of the test run: `make test-engines` takes less than half of it."""
@@ -66,6 +68,9 @@ _VLLM_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     # A warm-up with an image model's inputs is of no use here.
     "SMG_VLLM_SERVICER_WARMUP": "off",
+    # Read by sitecustomize.py there, which says what for.
+    "PYTHONPATH": str(_STAND_INS),
+    "TANDEM_STAND_INS": "yield",
     # The log is where vLLM's gRPC server tells of KV transfers: it has no metrics port.
     "VLLM_LOG_STATS_INTERVAL": "1",
 }
@@ -140,7 +145,8 @@ def mooncake_half(mode: str) -> EngineCommand:
         "kv_connector_extra_config": {"mooncake_protocol": "tcp"},
     }
     plain = vllm("--kv-transfer-config", json.dumps(transfer), name=f"vllm-mooncake-{mode}", mode=mode)
-    return EngineCommand(plain.name, mode, plain.arguments, plain.environment, "VLLM_MOONCAKE_BOOTSTRAP_PORT")
+    environment = plain.environment | {"TANDEM_STAND_INS": "yield accelerator"}
+    return EngineCommand(plain.name, mode, plain.arguments, environment, "VLLM_MOONCAKE_BOOTSTRAP_PORT")
 
 
 class RealEngine:
@@ -152,15 +158,13 @@ class RealEngine:
         self.address = f"127.0.0.1:{self.port}"
         self._folder = tempfile.TemporaryDirectory(prefix="tandem-engine-")
         self.log = Path(self._folder.name) / "engine.log"
-        environment = {**os.environ, **command.environment}
-        for name in ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME"):
-            environment.pop(name, None)
+        ours = {"PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME"}
+        environment = {name: value for name, value in os.environ.items() if name not in ours} | command.environment
         self.side_port = free_port()
         if command.side_channel is not None:
             environment[command.side_channel] = str(self.side_port)
         if "mooncake" in command.name:
             environment["LD_LIBRARY_PATH"] = self._ibverbs()
-            environment["PYTHONPATH"] = str(_LEASH.with_name("without_accelerator"))
         arguments = [*command.arguments, "--port", str(self.port)]
         if "vllm" in command.name:
             endpoint = {"endpoint": f"ipc://{self._folder.name}/kv", "replay_endpoint": f"ipc://{self._folder.name}/re"}
@@ -200,12 +204,26 @@ class RealEngine:
             try:
                 answer = health.Check(health_pb2.HealthCheckRequest(), timeout=5, wait_for_ready=True)
                 if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    self._put_pollers_last()
                     return time.monotonic() - self._began
             except grpc.RpcError:
                 pass
             if self._leash.poll() is not None or time.monotonic() - self._began > within_s:
                 raise AssertionError(f"{self.command.name} does not serve:\n{self.log.read_text()[-4000:]}")
             time.sleep(0.1)
+
+    def _put_pollers_last(self) -> None:
+        """Let everything go before the threads of vLLM's workers that poll without pause (NIXL's, one per worker).
+
+        Nobody has named them, so they are called what their process is called.
+        """
+        for pid, command in self.processes().items():
+            if not command.startswith("VLLM::Worker"):
+                continue
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    if int(thread.name) != pid and (thread / "comm").read_text().startswith("VLLM::"):
+                        os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
 
     def loads(self) -> tuple[int, int, int]:
         """What the engine says of itself: requests running, requests waiting, KV tokens in use (MLX: 0)."""

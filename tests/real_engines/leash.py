@@ -24,6 +24,8 @@ LOOK_S = 0.2
 
 def main(seconds: float, command: list[str]) -> int:
     """The engine's exit status, or 0 where it was ended here."""
+    # Whoever ends this process ends the engine: a signal to the whole group of a test run reaches it first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Our output is for the pid alone: what the engine prints goes to the log, as a pipe that nobody reads fills up.
     engine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True)
     print(engine.pid, flush=True)
