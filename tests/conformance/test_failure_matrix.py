@@ -76,7 +76,7 @@ FAULTS = {
         {"is_dead": True}, failed_step="activate", reason="ENGINE_ERROR", says="not healthy"
     ),
     "wants another API key": Fault(
-        {"api_key": "right"}, failed_step="detect_runtime", reason="WORKER_REFUSED", says="UNAUTHENTICATED"
+        {"api_key": "right"}, failed_step="detect_runtime", reason="WORKER_REFUSED", says="credentials.api_key"
     ),
     "serves another model": Fault(
         spec={"models": [model_card_pb2.ModelCard(id="other")]},

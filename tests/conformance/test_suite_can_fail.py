@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
@@ -195,6 +196,26 @@ def _fails(_: Any) -> Any:
     return answer
 
 
+def _silent_unless_greedy(original: Any) -> Any:
+    async def generate(self: Any, request: Any, context: Any) -> AsyncIterator[Any]:
+        if request.sampling_params.temperature > 0:
+            await asyncio.Event().wait()
+        async for response in original(self, request, context):
+            yield response
+
+    return generate
+
+
+def _has_no_rank_1(original: Any) -> Any:
+    async def generate(self: Any, request: Any, context: Any) -> AsyncIterator[Any]:
+        if request.data_parallel_rank == 1:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "dp_rank must be in [0, 1)")
+        async for response in original(self, request, context):
+            yield response
+
+    return generate
+
+
 def _has_lora(original: Any) -> Any:
     async def answer(self: Any, request: Any, context: Any) -> Any:
         response = await original(self, request, context)
@@ -272,6 +293,11 @@ ENGINES = (
     Broken("ending/abort-ends-the-stream", script={"never_ends_after_abort": True}),
     Broken("ending/abort-of-unknown-id", patched(answering.Answering, "abort", _aborts_everything)),
     Broken("ending/deadline", _STUCK),
+    Broken(
+        "ranks/each-answers",
+        patched(ScriptedVllm, "Generate", _has_no_rank_1),
+        {"dp_size": 2},
+    ),
     Broken("loads/rise-and-fall", loads(running=0)),
     Broken("loads/rise-and-fall", _STUCK),
     Broken("kv-events/stored-after-a-prompt"),
@@ -309,6 +335,34 @@ async def test_broken_engine_fails_its_check(broken: Broken, monkeypatch: pytest
     assert found.outcome is Outcome.FAIL, found
     assert any(word in found.finding for word in _LATE) is broken.is_late, found
     assert not report.conforms
+
+
+async def test_silent_engine_is_given_up_after_two_checks_and_one_plain_request() -> None:
+    async with ScriptedGrpcEngine(GrpcScript(RuntimeType.VLLM, token_s=TOKEN_S, silent_after_tokens=0)) as engine:
+        limits = replace(QUICK, call_s=0.3)
+        report = await engine_report(engine, "answer/*", "limits/*", "end/*", limits=limits, hazardous=True)
+        assert len(engine.generated) == 3
+    outcomes = [one.outcome for one in report.verdicts]
+    assert outcomes[:2] == [Outcome.FAIL, Outcome.FAIL]
+    assert {(one.outcome, one.finding) for one in report.verdicts[2:-1]} == {
+        (Outcome.SKIP, "not asked: the engine no longer answers a plain request in time")
+    }
+    assert verdict(report, "end/nothing-is-left").outcome is not Outcome.SKIP
+
+
+async def test_engine_that_is_silent_at_some_requests_only_is_asked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    patched(ScriptedVllm, "Generate", _silent_unless_greedy)(monkeypatch)
+    async with ScriptedGrpcEngine(GrpcScript(RuntimeType.VLLM, token_s=TOKEN_S)) as engine:
+        report = await engine_report(engine, "sampling/*", "stream/*", limits=replace(QUICK, call_s=1.5))
+    assert verdict(report, "sampling/top-k-one").outcome is Outcome.FAIL
+    assert verdict(report, "stream/one-end").outcome is Outcome.PASS
+
+
+async def test_an_embedding_that_breaks_is_no_precise_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    patched(ScriptedVllm, "Embed", _fails)(monkeypatch)
+    async with ScriptedGrpcEngine(GrpcScript(RuntimeType.VLLM, token_s=TOKEN_S)) as engine:
+        report = await engine_report(engine, "embed/*", limits=QUICK)
+    assert verdict(report, "embed/vector-or-refusal").outcome is Outcome.NOTE
 
 
 async def test_engine_of_no_protocol_is_not_checked_at_all() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fnmatch
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,7 @@ from tandem_router.cli.output import Format, Output
 from tandem_router.cli.spec_flags import ApiKeyFile, Sets, TlsCa, TlsCertificate, TlsKey, assign, credentials
 from tandem_router.cli.text import one_line, pairs, printable, styled
 from tandem_router.core.urls import canonical_url
-from tandem_router.errors import Reason, TandemError
+from tandem_router.errors import Code, Reason, TandemError
 from tandem_router.model.failure import EngineFailure
 from tandem_router.wire.spec import credentials_of, spec_of
 
@@ -28,6 +29,15 @@ __all__ = ["conformance"]
 _STYLES = {"PASS": "green", "FAIL": "red", "SKIP": "dim", "NOTE": "yellow"}
 _NAME_ROOM = 36
 """The longest name of a check; a test holds it against the tables."""
+_ADVICE = {
+    Reason.WORKER_UNREACHABLE: "See that the engine serves, and listens at that host and port.",
+    Reason.WORKER_TLS_FAILED: (
+        "See the URL's scheme, --worker-tls-ca, --worker-tls-certificate and --worker-tls-key; a name in its "
+        "certificate that is not the URL's host is --set channel.tls_server_name=NAME."
+    ),
+}
+"""What to do, in words of this command; the table's words are for those who call the router."""
+_KEY_ADVICE = "Give the engine's key with --api-key-file."
 
 
 def conformance(
@@ -61,8 +71,11 @@ def conformance(
     every engine named. Exit code 0 when nothing failed.
     """
     # Imported here: no other command needs it.
-    from tandem_router.testing.conformance import Choice, Limits, check_engine, check_pair
+    from tandem_router.testing.conformance import ENGINE_CHECKS, PAIR_CHECKS, Choice, Limits, check_engine, check_pair
 
+    of_engines, of_pairs = [[check.name for check in checks] for checks in (ENGINE_CHECKS, PAIR_CHECKS)]
+    _known("--only", only or (), of_pairs if decode else of_engines)
+    _known("--skip", skip or (), [*of_engines, *of_pairs])
     choice = Choice(tuple(only or ()), tuple(skip or ()), hazardous)
     limits, printer = Limits(call_s=call_timeout_s), _Printer(output)
     told: dict[str, Any] = {
@@ -85,13 +98,31 @@ def conformance(
         raise fail(error) from None
     except EngineFailure as failure:
         to_stderr(f"{failure.reason}: {failure.sentence}", "red")
-        advise(failure.reason)
+        _advise(failure)
         raise typer.Exit(UNREACHABLE if failure.reason is Reason.WORKER_UNREACHABLE else FAILED) from None
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     printer.end(report)
     if not report.conforms:
         raise typer.Exit(FAILED)
+
+
+def _known(option: str, globs: Iterable[str], names: list[str]) -> None:
+    """Raises typer.BadParameter for a glob that no check has: a typing error must not pass as success."""
+    for glob in globs:
+        if not fnmatch.filter(names, glob):
+            groups = ", ".join(dict.fromkeys(name.partition("/")[0] for name in names))
+            pair = "; with --decode also pair" if "pair/compatible" not in names else ""
+            raise typer.BadParameter(f"no check is called {glob!r}; the groups are {groups}{pair}", param_hint=option)
+
+
+def _advise(failure: EngineFailure) -> None:
+    if failure.code in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED):
+        to_stderr(f"  {_KEY_ADVICE}")
+    elif failure.reason in _ADVICE:
+        to_stderr(f"  {_ADVICE[failure.reason]}")
+    else:
+        advise(failure.reason)
 
 
 def _run(body: Callable[[], Any]) -> Report:
@@ -144,6 +175,8 @@ class _Printer:
             sums = ", ".join(f"{count} {word}" for word, count in counts.items())
             word = "conforms" if report.conforms else "does not conform" if report.verdicts else "nothing was checked"
             print(f"\n{styled(word, 'green' if report.conforms else 'red', sys.stdout)}: {sums}")
+            if report.remark:
+                print(report.remark)
             return
         document = {
             "facts": dict(self._facts),
@@ -159,6 +192,7 @@ class _Printer:
             ],
             "counts": counts,
             "conforms": report.conforms,
+            **({"remark": report.remark} if report.remark else {}),
         }
         if self._output is Format.JSON:
             print(json.dumps(document, indent=2))

@@ -6,13 +6,16 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from tandem_router.errors import Reason, TandemError
+from tandem_router.model.failure import EngineFailure
 from tandem_router.model.request import LegRequest, Sampling
 from tandem_router.model.stream import EngineChunk, EngineEnd, TokenLogprob
 from tandem_router.model.worker import WorkerFacts
 from tandem_router.ports import EngineCall
 from tandem_router.testing.conformance.prompts import Prompts
+from tandem_router.testing.conformance.verdict import CheckFailed
 
-__all__ = ["Answer", "Asker", "Limits", "gather", "sampling_of"]
+__all__ = ["Answer", "Asker", "Limits", "gather", "sampling_of", "still_answers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,17 @@ async def gather(call: EngineCall, into: Answer | None = None) -> Answer:
             answer.first_s = loop.time() - began_s
         answer.take(item)
     return answer
+
+
+async def still_answers(asker: Asker) -> bool:
+    """Whether a request for one token gets any answer, a refusal too, before its deadline (`Limits.call_s`)."""
+    try:
+        await asker.ask(max_tokens=1)
+    except (EngineFailure, TandemError) as error:
+        return error.reason is not Reason.TOTAL_TIMEOUT
+    except CheckFailed:
+        return True
+    return True
 
 
 _LEG_FIELDS = frozenset(LegRequest.__slots__)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 
 from tandem_router.testing.conformance.answer_checks import ANSWER_CHECKS
-from tandem_router.testing.conformance.asking import Limits
+from tandem_router.testing.conformance.asking import Limits, still_answers
 from tandem_router.testing.conformance.described import facts_of
 from tandem_router.testing.conformance.hazard_checks import HAZARD_CHECKS
 from tandem_router.testing.conformance.identity_checks import IDENTITY_CHECKS
@@ -30,6 +30,9 @@ ENGINE_CHECKS: tuple[Check[Subject], ...] = (
 """In order: what can hurt comes last. Names are unique."""
 
 
+_HALF = "half of a pair: no answer was asked for; name the other half with --decode"
+
+
 async def check_engine(
     target: Target,
     *,
@@ -46,7 +49,7 @@ async def check_engine(
     """
     drawn = random.SystemRandom().randrange(2**31) if seed is None else seed
     async with connected(target, limits or Limits(), drawn) as subject:
-        report = Report([*facts_of(subject), ("seed", str(drawn))])
+        report = Report([*facts_of(subject), ("seed", str(drawn))], remark=_HALF if not subject.serves_alone else "")
         on_facts(report.facts)
 
         def keep(verdict: Verdict) -> None:
@@ -58,6 +61,7 @@ async def check_engine(
             subject,
             choice=choice or Choice(),
             can_run=lambda check: _why_not(check, subject),
+            answers=lambda: still_answers(subject),
             let_go=subject.let_go,
             on_verdict=keep,
         )
@@ -67,4 +71,6 @@ async def check_engine(
 def _why_not(check: Check[Subject], subject: Subject) -> str | None:
     if check.is_alone and not subject.serves_alone:
         return f"half of a pair ({subject.facts.disaggregation_mode}): name the other half with --decode"
+    if check.is_alone and not subject.facts.can_generate:
+        return "its model only embeds"
     return None

@@ -22,6 +22,9 @@ __all__ = ["IDENTITY_CHECKS"]
 _GUARDED = ("vocab_size", "eos_token_ids")
 """What the guards at the router's door go by; some protocols have no field for it."""
 _WANTED = (*_GUARDED, "max_running_requests", "kv_block_size", "version", "instance")
+_STATED = {"vocab_size": "models[].vocab_size"}
+"""What an operator should state where an engine does not say it, and the field of WorkerSpec; nothing else can be, or
+need be (blocks matter to pairs, whose engines all tell them)."""
 _TEXTS = ("count from 7 to 12:", "Hello, world!\n  two  spaces", "naïve café 東京 🙂")
 
 
@@ -37,7 +40,11 @@ async def facts_are_complete(subject: Subject) -> Finding:
     expect(facts.context_length, "it does not say its context length, so no prompt can be refused before it is sent")
     unsaid = [name for name in _WANTED if not getattr(facts, name)]
     sentence = f"{facts.model_id}: context {facts.context_length}, vocabulary {facts.vocab_size}"
-    return note(f"{sentence}; not said, so state it: {', '.join(unsaid)}") if unsaid else Finding(sentence)
+    if not unsaid:
+        return Finding(sentence)
+    missed = [_STATED[name] for name in unsaid if name in _STATED]
+    advice = f"; state {', '.join(missed)}" if missed else ""
+    return note(f"{sentence}; not said: {', '.join(unsaid)}{advice}")
 
 
 async def facts_are_stable(subject: Subject) -> Finding:

@@ -234,6 +234,6 @@ PAIR_ONLY_CHECKS: tuple[Check[PairSubject], ...] = (
     Check("pair/two-choices", two_choices_are_two_pairs),
     Check("pair/cancelled-decode", cancelled_decodes_spare_neighbours),
     Check("pair/unused-handle", unused_handle_is_let_go),
-    Check("end/nothing-is-left", nothing_is_left),
+    Check("end/nothing-is-left", nothing_is_left, is_final=True),
     Check("hazard/decode-without-prefill", decode_without_its_prefill, is_hazardous=True),
 )

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 
 from tandem_router.testing.conformance.answer_checks import ANSWER_CHECKS
-from tandem_router.testing.conformance.asking import Limits
+from tandem_router.testing.conformance.asking import Limits, still_answers
 from tandem_router.testing.conformance.described import facts_of
 from tandem_router.testing.conformance.pair_checks import PAIR_ONLY_CHECKS
 from tandem_router.testing.conformance.pair_subject import PairSubject
@@ -63,7 +63,15 @@ async def check_pair(
             do_not_fit = any(one.check == _FIRST and one.outcome is Outcome.FAIL for one in report.verdicts)
             return "the two do not fit together" if do_not_fit else None
 
-        await judge(PAIR_CHECKS, pair, choice=choice or Choice(), can_run=why_not, let_go=pair.let_go, on_verdict=keep)
+        await judge(
+            PAIR_CHECKS,
+            pair,
+            choice=choice or Choice(),
+            can_run=why_not,
+            answers=lambda: still_answers(pair),
+            let_go=pair.let_go,
+            on_verdict=keep,
+        )
         return report
 
 

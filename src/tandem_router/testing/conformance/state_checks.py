@@ -16,13 +16,15 @@ from tandem_router.model.operations import FlushCache, ListAdapters
 from tandem_router.ports import KvEventCall
 from tandem_router.testing.conformance.subject import Subject
 from tandem_router.testing.conformance.suite import Check
-from tandem_router.testing.conformance.verdict import CheckFailed, CheckSkipped, Finding, expect, note
+from tandem_router.testing.conformance.verdict import CheckFailed, CheckSkipped, Finding, counted, expect, note
 
 __all__ = ["STATE_CHECKS"]
 
 _ANY_BLOCKS = 300
 """Tokens of a prompt that fills two blocks of any engine: vLLM's on a CPU have 128."""
 _FAR_AHEAD = 2**40
+_REFUSALS = frozenset({"UNIMPLEMENTED", "INVALID_ARGUMENT", "FAILED_PRECONDITION"})
+"""Statuses that say of a request that this engine does not take it; others say that something went wrong."""
 _LOOK_S = 0.02
 
 
@@ -37,10 +39,24 @@ async def loads_rise_and_fall(subject: Subject) -> Finding:
         seen = sum(load.running for load in loads)
         await asyncio.sleep(_LOOK_S)
     ranks = subject.facts.dp_size
-    expect(len(loads) == ranks, f"{len(loads)} ranks are told, dp_size is {ranks}")
+    expect(len(loads) == ranks, f"loads of {counted(len(loads), 'rank')} are told, dp_size is {ranks}")
     expect(seen, f"no rank says that it runs anything while a request runs, for {subject.limits.stop_s:g} s")
     call.cancel()
-    return Finding(f"{seen} running, then none after {await subject.until_idle():.2f} s; {ranks} ranks")
+    return Finding(f"{seen} running, then none after {await subject.until_idle():.2f} s; {counted(ranks, 'rank')}")
+
+
+async def each_rank_answers(subject: Subject) -> Finding:
+    size = subject.facts.dp_size
+    if size <= 1:
+        raise CheckSkipped("it has one rank")
+    answers = [await subject.ask(dp_rank=rank) for rank in range(size)]
+    empty = [rank for rank, answer in enumerate(answers) if not answer.ids]
+    expect(not empty, f"no tokens of rank {', '.join(map(str, empty))}")
+    others = [rank for rank, answer in enumerate(answers) if answer.ids != answers[0].ids]
+    if others and not subject.facts.batch_invariant:
+        return note(f"the greedy answer of rank {', '.join(map(str, others))} differs from that of rank 0")
+    expect(not others, f"the greedy answer of rank {', '.join(map(str, others))} differs from that of rank 0")
+    return Finding(f"{size} ranks, one answer")
 
 
 def _blocks_prompt(subject: Subject) -> tuple[int, ...]:
@@ -106,7 +122,7 @@ async def kv_stored_after_a_prompt(subject: Subject) -> Finding:
     blocks = [block for event in batch.events if isinstance(event, KvStored) for block in event.blocks]
     sizes = {block.block_size for block in blocks}
     stated = subject.facts.kv_block_size
-    sentence = f"batch {batch.sequence}: {len(blocks)} blocks of {', '.join(map(str, sorted(sizes)))} tokens"
+    sentence = f"batch {batch.sequence}: {counted(len(blocks), 'block')} of {', '.join(map(str, sorted(sizes)))} tokens"
     if stated is not None and sizes - {0, stated}:
         return note(f"{sentence}; the facts say {stated}")
     return Finding(sentence)
@@ -174,7 +190,9 @@ async def embeds_or_refuses(subject: Subject) -> Finding:
         expect(not subject.facts.can_embed, f"its facts say that it embeds: {failure.sentence}")
         if failure.code.name in ("OK", "DEADLINE_EXCEEDED"):
             raise
-        raise CheckSkipped(f"refused: {failure.code.name}") from None
+        if failure.code.name in _REFUSALS:
+            raise CheckSkipped(f"refused: {failure.code.name}") from None
+        return note(f"answered {failure.code.name}, which does not say that it cannot: {failure.sentence}")
     again = await subject.client.embed(leg, timeout_s=subject.limits.call_s)
     expect(vector.values, "an empty vector")
     expect(vector.values == again.values, "the same text has another vector the second time")
@@ -210,6 +228,7 @@ async def nothing_is_left(subject: Subject) -> Finding:
 
 
 STATE_CHECKS: tuple[Check[Subject], ...] = (
+    Check("ranks/each-answers", each_rank_answers, is_alone=True),
     Check("loads/rise-and-fall", loads_rise_and_fall, is_alone=True),
     Check("kv-events/stored-after-a-prompt", kv_stored_after_a_prompt, is_alone=True),
     Check("kv-events/resume", kv_resumes, is_alone=True),
@@ -219,5 +238,5 @@ STATE_CHECKS: tuple[Check[Subject], ...] = (
     Check("embed/vector-or-refusal", embeds_or_refuses),
     Check("adapters/list", adapters_are_listed),
     Check("adapters/applied", a_loaded_adapter_is_applied, is_alone=True),
-    Check("end/nothing-is-left", nothing_is_left),
+    Check("end/nothing-is-left", nothing_is_left, is_final=True),
 )

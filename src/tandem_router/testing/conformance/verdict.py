@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["CheckFailed", "CheckSkipped", "Finding", "Outcome", "Verdict", "expect", "note"]
+__all__ = ["CheckFailed", "CheckSkipped", "Finding", "Outcome", "Verdict", "counted", "expect", "note"]
 
 
 class Outcome(enum.StrEnum):
@@ -53,6 +53,11 @@ def expect(holds: object, sentence: str) -> None:
     """Raise CheckFailed with the sentence, which says what was found instead, unless it holds."""
     if not holds:
         raise CheckFailed(sentence)
+
+
+def counted(count: int, noun: str) -> str:
+    """ "1 rank", "2 ranks"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def note(sentence: str, **measured: str) -> Finding:
