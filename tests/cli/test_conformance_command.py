@@ -116,6 +116,7 @@ def test_api_key_comes_from_a_file_and_is_never_printed(tmp_path: Path) -> None:
     assert "kx-secret" not in out + err
     assert refused == 1
     assert complaint.startswith("WORKER_REFUSED: ")
+    assert "--api-key-file" in complaint
 
 
 def test_nobody_there_is_exit_3() -> None:
@@ -124,19 +125,37 @@ def test_nobody_there_is_exit_3() -> None:
     code, out, err = run("conformance", url)
     assert (code, out) == (3, "")
     assert err.startswith("WORKER_UNREACHABLE: ")
+    assert "Repeat the call" not in err
+
+
+def test_half_of_a_pair_alone_is_told_to_be_unchecked() -> None:
+    half = GrpcScript(RuntimeType.SGLANG, WorkerType.PREFILL, bootstrap_port=9)
+    with served(half) as [engine]:
+        code, out, _ = run("conformance", engine.url, "--only", "connect/*", "--only", "answer/*")
+        _, document, _ = run("conformance", engine.url, "--only", "connect/*", "-o", "json")
+    assert code == 0
+    assert out.splitlines()[-1] == "half of a pair: no answer was asked for; name the other half with --decode"
+    assert "--decode" in json.loads(document)["remark"]
 
 
 def test_nothing_chosen_is_no_success() -> None:
     with served(script()) as [engine]:
-        code, out, _ = run("conformance", engine.url, "--only", "no/such-check")
+        code, out, _ = run("conformance", engine.url, "--only", "answer/*", "--skip", "answer/*")
     assert code == 1
     assert out.endswith("nothing was checked: 0 PASS, 0 FAIL, 0 SKIP, 0 NOTE\n")
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("not a url",), ("http://127.0.0.1:1",), ("grpc://127.0.0.1:1", "--alone", "grpc://127.0.0.1:2")],
-    ids=["no-url", "http", "alone-without-decode"],
+    [
+        ("not a url",),
+        ("http://127.0.0.1:1",),
+        ("grpc://127.0.0.1:1", "--alone", "grpc://127.0.0.1:2"),
+        ("grpc://127.0.0.1:1", "--only", "answer/greedy"),
+        ("grpc://127.0.0.1:1", "--only", "pair/*"),
+        ("grpc://127.0.0.1:1", "--skip", "hazards/*"),
+    ],
+    ids=["no-url", "http", "alone-without-decode", "no-such-check", "pair-without-decode", "nothing-to-skip"],
 )
 def test_wrong_usage_is_told_before_anything_is_sent(arguments: tuple[str, ...]) -> None:
     code, out, err = run("conformance", *arguments)

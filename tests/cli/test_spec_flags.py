@@ -52,6 +52,14 @@ def test_null_names_the_field_and_leaves_it_out(fake: FakeRouter) -> None:
     assert (asked.spec.HasField("priority"), list(asked.update_mask.paths)) == (False, ["priority"])
 
 
+def test_word_that_an_enum_does_not_have_is_answered_with_those_that_it_has(fake: FakeRouter) -> None:
+    # As vLLM spells it.
+    code, _, err = run("workers", "add", "grpc://a:1", "--set", "kv_role=kv_producer")
+    assert code == 2
+    assert "kv_role: 'kv_producer' is none of producer, consumer, both" in err
+    assert fake.requests("WorkerService/CreateWorker") == []
+
+
 def test_labels_are_merged_and_removed(fake: FakeRouter) -> None:
     furnish(fake)
     run("workers", "update", "1a", "--label", "zone=b", "--label", "a=b=c", "--remove-label", "old")

@@ -24,9 +24,11 @@ def test_prompts_that_kill_engines_are_refused(tokens: tuple[int, ...], vocab_si
     assert refused.value.field is not None
 
 
-@pytest.mark.parametrize(("tokens", "vocab_size"), [((0,), 1), ((9,), 10), ((10_000,), None)])
-def test_prompts_inside_the_vocabulary_pass(tokens: tuple[int, ...], vocab_size: int | None) -> None:
-    check_prompt(tokens, vocab_size=vocab_size)
+@pytest.mark.parametrize(("tokens", "vocab_size"), [((0,), 1), ((3, 9, 4), 10), ((10_000, 1), None)])
+def test_prompts_inside_the_vocabulary_pass_and_their_highest_id_is_told(
+    tokens: tuple[int, ...], vocab_size: int | None
+) -> None:
+    assert check_prompt(tokens, vocab_size=vocab_size) == max(tokens)
 
 
 @pytest.mark.parametrize(("biased", "vocab_size"), [({10: 1.0}, 10), ({3: 1.0, -1: 1.0}, 10), ({-1: 1.0}, None)])

@@ -220,6 +220,34 @@ def test_a_worker_that_dies_in_the_middle_costs_no_vector(protocol: str) -> None
         eventually(embedders.are_idle, within_s=5, what="the engine that is left is idle")
 
 
+def shown(router: RouterProcess, worker_id: str) -> tuple[bool, bool]:
+    worker = router.workers.GetWorker(worker_service_pb2.GetWorkerRequest(worker_id=worker_id)).worker
+    return worker.facts.capabilities.generate, worker.facts.capabilities.embed
+
+
+@pytest.mark.parametrize("protocol", ["sglang", "vllm"])
+def test_under_one_model_id_tokens_and_vectors_each_come_from_who_makes_them(protocol: str) -> None:
+    with contextlib.ExitStack() as stack:
+        router = RouterProcess()
+        stack.callback(router.stop)
+        engines = {}
+        for task in ("embed", "generate"):
+            engines[task] = EngineProcess(protocol, "aggregated", "--task", task)
+            stack.callback(engines[task].stop)
+        embedder = router.add(engines["embed"])
+        asked = router.request(text="a b c", max_tokens=2)
+        error = refusal(router.generate(asked).error)
+        assert (error.reason, error.field) == (Reason.RUNTIME_CANNOT_GENERATE, "model")
+        generator = router.add(engines["generate"])
+        assert [shown(router, one) for one in (embedder, generator)] == [(False, True), (True, False)]
+        for _ in range(20):
+            finished = router.generate(asked).finished
+            assert finished is not None
+            assert [one.served_by.decode.worker_id for one in finished.attempts] == [generator]
+            answer = router.router.Embed(embed_pb2.EmbedRequest(inputs=texts("a b c")), timeout=30)
+            assert [one.served_by.decode.worker_id for one in answer.attempts] == [embedder]
+
+
 def test_halves_of_a_pair_are_asked_for_no_vectors() -> None:
     with contextlib.ExitStack() as stack:
         router = RouterProcess()

@@ -123,7 +123,7 @@ def test_a_repeated_load_does_nothing_and_a_bad_folder_says_the_engine_s_words(r
     with pytest.raises(grpc.RpcError) as refused:
         admin.load("bad", folder / "nothing", model="alone")
     error = refusal(refused.value)
-    assert error.reason is Reason.ENGINE_ERROR
+    assert (error.reason, error.field) == (Reason.ADAPTER_NOT_LOADABLE, "path")
     assert "adapter_config.json" in error.sentence
     admin.unload("again")
 

@@ -118,7 +118,7 @@ def test_a_stale_generation_changes_nothing(said: dict[str, str]) -> None:
 
 def test_an_adapter_that_engines_do_not_find_is_refused_in_their_words(said: dict[str, str]) -> None:
     loading = said["Load an adapter"]
-    assert "ENGINE_ERROR: " in loading
+    assert "ADAPTER_NOT_LOADABLE: " in loading
     assert "/adapters/german" in loading
     assert "ADAPTER_NOT_FOUND: " in loading
     assert loading.count("exit code 1") == 2

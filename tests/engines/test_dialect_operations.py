@@ -72,14 +72,42 @@ def test_adapter_that_the_worker_has_not_loaded_is_not_found() -> None:
     assert (caught.value.reason, caught.value.field) == (Reason.ADAPTER_NOT_FOUND, "adapters[0].name")
 
 
+LOADS: list[tuple[str, Reason, str | None]] = [
+    ("[Errno 2] No such file or directory: '/a/adapter_config.json'", Reason.ADAPTER_NOT_LOADABLE, "path"),
+    ("[Errno 13] Permission denied: '/a/adapter_config.json'", Reason.ADAPTER_NOT_LOADABLE, "path"),
+    (
+        "Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/no/such'. Use `repo_type` argument.",
+        Reason.ADAPTER_NOT_LOADABLE,
+        "path",
+    ),
+    ("401 Client Error. Repository Not Found for url: https://hub/x/y.", Reason.ADAPTER_NOT_LOADABLE, "path"),
+    ("Cannot find an appropriate cached snapshot folder for the revision", Reason.ADAPTER_NOT_LOADABLE, "path"),
+    ("/a: tensor lm_head is not of a projection that this engine can change", Reason.ADAPTER_NOT_LOADABLE, "path"),
+    ("8 adapters are loaded, which is the most; unload one first", Reason.ADAPTER_NOT_LOADABLE, None),
+    ("an adapter with lora_name 'poet' is loaded already", Reason.ADAPTER_NOT_LOADABLE, None),
+    ("", Reason.ADAPTER_NOT_LOADABLE, None),
+    ("LoRA is not enabled. Please set `--enable-lora` to enable LoRA.", Reason.RUNTIME_CANNOT_MANAGE_ADAPTERS, None),
+]
+
+
+@pytest.mark.parametrize(("words", "reason", "field"), LOADS, ids=[f"{row[0][:30]}" or "silent" for row in LOADS])
+def test_a_load_that_was_refused_says_whether_the_path_is_at_fault(
+    words: str, reason: Reason, field: str | None
+) -> None:
+    with pytest.raises(EngineFailure) as caught:
+        SGLANG.operations[LoadAdapter].read(pb.LoadLoRAAdapterResponse(success=False, message=words))
+    assert (caught.value.reason, caught.value.field) == (reason, field)
+    assert words in caught.value.sentence
+
+
 @every_dialect
 def test_operation_that_failed_under_ok_is_a_failure(dialect: Dialect) -> None:
-    for operation in dialect.operations.values():
+    for kind, operation in dialect.operations.items():
         if "success" not in operation.rpc.response.DESCRIPTOR.fields_by_name:
             continue
         with pytest.raises(EngineFailure, match="3 requests run") as caught:
             operation.read(operation.rpc.response(success=False, message="3 requests run"))
-        assert caught.value.reason is Reason.ENGINE_ERROR
+        assert caught.value.reason is (Reason.ADAPTER_NOT_LOADABLE if kind is LoadAdapter else Reason.ENGINE_ERROR)
         assert operation.read(operation.rpc.response(success=True, message="done")).message == "done"
 
 

@@ -113,9 +113,20 @@ def test_sglang_that_says_so_embeds(name: str) -> None:
     assert (sglang_facts(**{name: True}).can_embed, sglang_facts(**{name: False}).can_embed) == (True, False)
 
 
-def test_model_that_does_not_generate_embeds() -> None:
-    facts = VllmDialect().facts(vllm.GetModelInfoResponse(is_generation=False), vllm.GetServerInfoResponse())
-    assert facts.can_embed
+@pytest.mark.parametrize("generates", [True, False])
+def test_a_model_of_vllm_generates_or_embeds(generates: bool) -> None:
+    facts = VllmDialect().facts(vllm.GetModelInfoResponse(is_generation=generates), vllm.GetServerInfoResponse())
+    assert (facts.can_generate, facts.can_embed) == (generates, not generates)
+
+
+@pytest.mark.parametrize(
+    ("generates", "both", "embeds"), [(True, False, False), (False, False, True), (True, True, True)]
+)
+def test_an_engine_of_sglang_s_protocol_may_do_both(generates: bool, both: bool, embeds: bool) -> None:
+    server_info = sglang.GetServerInfoResponse()
+    server_info.server_args.update({"serves_embeddings": both, "is_embedding": not generates})
+    facts = SglangDialect().facts(sglang.GetModelInfoResponse(is_generation=generates), server_info)
+    assert (facts.can_generate, facts.can_embed) == (generates, embeds)
 
 
 @pytest.mark.parametrize(

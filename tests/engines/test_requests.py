@@ -51,6 +51,18 @@ def test_token_of_no_vocabulary_never_reaches_an_engine(dialect: Dialect, token:
     )
 
 
+@pytest.mark.parametrize(("told", "refused"), [(511, None), (512, 512), (None, 700)])
+def test_the_highest_id_is_not_looked_for_again_where_the_leg_tells_it(told: int | None, refused: int | None) -> None:
+    facts = WorkerFacts(VLLM.runtime_type, "m", vocab_size=512)
+    leg = replace(LIMITED, token_ids=(1, 700, 2), highest_token_id=told)
+    if refused is None:
+        assert VLLM.generate_request(leg, facts).tokenized.input_ids[1] == 700
+        return
+    with pytest.raises(TandemError) as caught:
+        VLLM.generate_request(leg, facts)
+    assert caught.value.metadata == {"token_id": str(refused)}
+
+
 def test_trap_1_sglang_scalars_are_never_left_zero() -> None:
     params = SGLANG.generate_request(AGGREGATE, None).sampling_params
     assert (params.temperature, params.top_p, params.top_k, params.repetition_penalty, params.n) == (1, 1, -1, 1, 1)

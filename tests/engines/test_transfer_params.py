@@ -55,7 +55,8 @@ def test_decode_that_would_kill_the_engine_is_never_built(text: str, facts: Work
 
 @pytest.mark.parametrize("facts", [None, NIXL], ids=["unknown", "nixl"])
 def test_prompt_shorter_than_a_block_hands_over_the_block_that_it_began(facts: WorkerFacts | None) -> None:
-    text = '{"do_remote_prefill":true,"remote_block_ids":[[7]]}'
+    where = '"remote_engine_id":"p0","remote_request_id":"leg-0","remote_host":"10.0.0.1","remote_port":5600'
+    text = f'{{"do_remote_prefill":true,"remote_block_ids":[[7]],{where}}}'
     assert sent(decode(text), facts) == text
 
 

@@ -256,7 +256,8 @@ def test_a_worker_that_died_while_it_drained_is_not_ready_after_the_undrain() ->
         await asyncio.sleep(30)
         assert (await world.control.get_worker(worker.id)).status is WorkerStatus.DRAINING
         shown = await world.control.undrain_worker(worker.id)
-        assert (shown.status, shown.failure and shown.failure.reason) == (WorkerStatus.NOT_READY, Reason.WORKER_LOST)
+        why = shown.failure and shown.failure.reason
+        assert (shown.status, why) == (WorkerStatus.NOT_READY, Reason.WORKER_UNREACHABLE)
 
     play(scene)
 

@@ -77,6 +77,19 @@ def test_where_all_fail_the_first_failure_is_the_call_s_with_worker_and_count() 
     assert refused.value.metadata == {"worker_id": next(iter(fleet.snapshot)), "failed_workers": "3"}
 
 
+def test_the_field_that_an_engine_complains_of_is_told_of_one_worker_and_of_all() -> None:
+    fleet = three()
+    fails = EngineFailure(Reason.ADAPTER_NOT_LOADABLE, "no such file", code=Code.OK, field="path")
+    fleet.engine(1).fails = fails
+    assert [one.failure and one.failure.field for one in carried_out(fleet)] == [None, "path", None]
+    fleet = three()
+    for number in range(3):
+        fleet.engine(number).fails = fails
+    with pytest.raises(TandemError) as refused:
+        carried_out(fleet)
+    assert refused.value.field == "path"
+
+
 def test_a_named_worker_that_is_not_ready_is_told_apart_from_one_that_failed() -> None:
     fleet = OperatedFleet(worker(1, R), worker(2, R, status=WorkerStatus.NOT_READY))
     good, out = carried_out(fleet, selection=WorkerSelection(tuple(fleet.snapshot)))
@@ -125,12 +138,14 @@ def test_an_engine_that_is_late_is_told_of_before_the_caller_gives_up() -> None:
     assert fleet.engine(0).running == 0
 
 
-def test_a_deadline_that_the_engine_s_connection_kept_is_the_same_reason() -> None:
+@pytest.mark.parametrize(("after_s", "reason"), [(1.75, Reason.TOTAL_TIMEOUT), (0.5, Reason.ENGINE_ERROR)])
+def test_only_a_deadline_that_is_over_is_the_caller_s(after_s: float, reason: Reason) -> None:
     fleet = OperatedFleet(worker(1, R))
+    fleet.engine(0).takes_s = after_s
     fleet.engine(0).fails = EngineFailure(Reason.ENGINE_ERROR, "no answer", code=Code.DEADLINE_EXCEEDED)
     with pytest.raises(TandemError) as refused:
-        carried_out(fleet)
-    assert refused.value.reason is Reason.TOTAL_TIMEOUT
+        carried_out(fleet, within_s=2.0)
+    assert refused.value.reason is reason
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import pytest
 from tests.runtime.control_world import FACTS, World, play
 
+from tandem_router.core.commands import MarkNotReady, MarkReady
 from tandem_router.core.rank_health import FAILURES, TRIAL_AFTER_S
 from tandem_router.errors import Reason
-from tandem_router.model.failure import EngineFailure
+from tandem_router.model.failure import EngineFailure, Failure
 from tandem_router.model.ids import RankKey
 from tandem_router.model.settings import RuntimeSettings
 from tandem_router.model.spec import WorkerType
-from tandem_router.model.worker import Worker
+from tandem_router.model.worker import Rank, Worker
 from tandem_router.policies.contract import Candidate, Plan, Query
 from tandem_router.policies.plan import Planner
 from tandem_router.policies.scorers import LeastInFlight
@@ -55,6 +57,23 @@ def test_a_failing_rank_is_out_and_plans_go_to_its_siblings() -> None:
     play(scene)
 
 
+def test_a_rank_that_is_out_shows_the_engine_s_words_and_when_it_is_tried_again() -> None:
+    async def scene(world: World) -> None:
+        worker = await ranked(world, 2)
+        before_s = world.control.fleet.workers()[worker.id].updated_at_s
+        await fail(world, worker, 1)
+        sound, out = world.control.fleet.workers()[worker.id].ranks
+        assert (sound.outage, out.outage is not None) == (None, True)
+        assert out.outage is not None
+        assert out.outage.failure == Failure(Reason.ENGINE_ERROR, "device-side assert")
+        assert out.outage.began_at_s >= before_s
+        assert out.outage.trial_at_s - out.outage.began_at_s == pytest.approx(TRIAL_AFTER_S)
+        await asyncio.sleep(TRIAL_AFTER_S + 0.1)
+        assert world.control.fleet.workers()[worker.id].ranks[1].outage is None
+
+    play(scene)
+
+
 def test_a_rank_on_trial_is_out_again_with_its_next_failure_and_cleared_by_a_success() -> None:
     async def scene(world: World) -> None:
         worker = await ranked(world, 2)
@@ -66,6 +85,21 @@ def test_a_rank_on_trial_is_out_again_with_its_next_failure_and_cleared_by_a_suc
         await asyncio.sleep(TRIAL_AFTER_S + 0.1)
         world.control.fleet.leg_succeeded(RankKey(worker.id, worker.epoch, 0))
         await fail(world, worker, 0, times=1)
+        assert healthy(world, worker) == [True, True]
+
+    play(scene)
+
+
+@pytest.mark.parametrize(("is_new_life", "expected"), [(False, [True, False]), (True, [True, True])])
+def test_a_worker_that_comes_back_in_the_same_life_keeps_its_rank_out(is_new_life: bool, expected: list[bool]) -> None:
+    async def scene(world: World) -> None:
+        worker = await ranked(world, 2)
+        await fail(world, worker, 1)
+        facts, pipeline = replace(FACTS, bootstrap=None, dp_size=2), world.control.pipeline
+        await pipeline.submit(MarkNotReady(worker.id, worker.epoch, Failure(Reason.WORKER_REFUSED, "busy")))
+        await pipeline.submit(MarkReady(worker.id, worker.epoch, facts, (Rank(0), Rank(1)), is_new_life))
+        assert healthy(world, worker) == expected
+        await asyncio.sleep(TRIAL_AFTER_S + 0.1)
         assert healthy(world, worker) == [True, True]
 
     play(scene)

@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from tandem_router.core.relay_events import AttemptPlanned, RequestAccepted
+from tandem_router.core.relay_events import AttemptPlanned, RequestAccepted, RequestKind
 from tandem_router.model.ids import PairId, RankKey, WorkerId
 from tandem_router.model.pairing import HandshakeKind, LegRole
 from tandem_router.model.stream import Attempt, ChoiceEnd, Finished, FinishReason, PhaseTimings, ServedBy, Usage
@@ -65,10 +65,16 @@ def bench(label: Callable[[str], str] = str, monotonic_s: Callable[[], float] = 
     return Bench(observer, reader, exporter)
 
 
-def begin(observer: TelemetryObserver, request_id: str, *, traceparent: str | None = None) -> PairId:
+def begin(
+    observer: TelemetryObserver,
+    request_id: str,
+    *,
+    traceparent: str | None = None,
+    kind: RequestKind = RequestKind.TEXT,
+) -> PairId:
     """Accepted, planned, both legs begun."""
     pair_id = PairId(f"pair of {request_id}")
-    observer.observe(RequestAccepted(request_id, "m", "anonymous", traceparent))
+    observer.observe(RequestAccepted(request_id, "m", "anonymous", traceparent, kind))
     observer.observe(AttemptPlanned(request_id, pair_id, 1, HandshakeKind.RENDEZVOUS, PREFILL, DECODE, 4096))
     for role, key in ((LegRole.PREFILL, PREFILL), (LegRole.DECODE, DECODE)):
         observer.begin_leg(pair_id, f"{role} of {request_id}", role, key)

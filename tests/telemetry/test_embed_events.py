@@ -58,6 +58,8 @@ def test_it_is_counted_as_one_request_and_its_tries_as_attempts() -> None:
     assert tokens == {"input": 9, "output": 0, "cached": 0}
     for name in ("gen_ai.server.time_to_first_token", "tandem.request.phase.duration"):
         assert seen.points(name) == {}
+    [duration] = seen.points("gen_ai.server.request.duration")
+    assert dict(duration)["gen_ai.operation.name"] == "embeddings"
     assert (seen.observer.live, seen.observer.faults) == (0, 0)
 
 

@@ -16,6 +16,7 @@ from tandem_router.core.relay_events import (
     PrefillLost,
     RequestFailed,
     RequestFinished,
+    RequestKind,
     RequestRefused,
 )
 from tandem_router.errors import Reason
@@ -46,6 +47,17 @@ def test_time_per_output_token_is_the_mean_between_the_tokens_of_a_stream() -> N
     pair_id = begin(seen.observer, "r")
     seen.observer.observe(RequestFinished("r", finished(pair_id, tokens=11, decode_s=0.5)))
     assert list(seen.points("gen_ai.server.time_per_output_token").values()) == [pytest.approx(0.05)]
+
+
+@pytest.mark.parametrize("kind", [RequestKind.CHAT, RequestKind.TEXT])
+def test_every_latency_of_a_stream_names_its_operation(kind: RequestKind) -> None:
+    seen = bench()
+    pair_id = begin(seen.observer, "r", kind=kind)
+    seen.observer.observe(FirstToken("r", pair_id))
+    seen.observer.observe(RequestFinished("r", finished(pair_id)))
+    for name in ("request.duration", "time_to_first_token", "time_per_output_token"):
+        [point] = seen.points(f"gen_ai.server.{name}")
+        assert dict(point)["gen_ai.operation.name"] == kind.value
 
 
 def test_an_answer_of_one_token_has_no_time_per_token() -> None:

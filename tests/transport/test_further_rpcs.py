@@ -110,6 +110,7 @@ async def test_embed_call_carries_key_trace_request_id_and_deadline(worker: Scri
         (grpc.StatusCode.UNIMPLEMENTED, Reason.RUNTIME_CANNOT_EMBED),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.WORKER_REFUSED),
         (grpc.StatusCode.INTERNAL, Reason.ENGINE_ERROR),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, Reason.ENGINE_ERROR),
     ],
 )
 async def test_status_of_embed_is_the_engines_refusal(

@@ -214,6 +214,20 @@ async def test_deadline_of_a_leg_is_no_news_about_the_connection(
     assert (found.reason, found.code, found.connection_lost) == (Reason.TOTAL_TIMEOUT, Code.DEADLINE_EXCEEDED, False)
 
 
+@pytest.mark.parametrize("timeout_s", [None, TIMEOUT_S], ids=["no-deadline", "deadline-far-off"])
+async def test_deadline_of_the_engines_own_is_its_error_and_not_the_legs(
+    worker: ScriptedServer, engine: GrpcEngine, leg: LegRequest, timeout_s: float | None
+) -> None:
+    async def gives_up(request: Any, context: Any) -> AsyncIterator[Any]:
+        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "waited 1 s in the queue")
+        yield b""
+
+    worker.generate = gives_up
+    found = await failure_of(engine.generate(leg, timeout_s=timeout_s))
+    assert (found.reason, found.code, found.connection_lost) == (Reason.ENGINE_ERROR, Code.DEADLINE_EXCEEDED, False)
+    assert "waited 1 s in the queue" in found.sentence
+
+
 async def test_stream_that_closes_early_is_a_protocol_error(
     worker: ScriptedServer, engine: GrpcEngine, leg: LegRequest
 ) -> None:

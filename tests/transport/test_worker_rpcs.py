@@ -45,6 +45,18 @@ async def test_trap_15_late_health_is_not_a_lost_connection(worker: ScriptedServ
     assert (caught.value.code, caught.value.connection_lost) == (Code.DEADLINE_EXCEEDED, False)
 
 
+async def test_deadline_that_the_engine_answers_is_told_as_its_answer(
+    worker: ScriptedServer, engine: GrpcEngine
+) -> None:
+    async def gives_up(request: Any, context: Any) -> Any:
+        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the scheduler is silent")
+
+    worker.health = gives_up
+    with pytest.raises(EngineFailure, match="answered DEADLINE_EXCEEDED: the scheduler is silent") as caught:
+        await engine.probe(timeout_s=TIMEOUT_S)
+    assert caught.value.reason is Reason.ENGINE_ERROR
+
+
 async def test_probe_of_a_dead_worker_is_a_lost_connection(worker: ScriptedServer, engine: GrpcEngine) -> None:
     await worker.stop()
     with pytest.raises(EngineFailure) as caught:

@@ -26,13 +26,14 @@ from tandem_router.model.stream import (
     TokenLogprob,
     Usage,
 )
-from tandem_router.model.worker import Condition, Drain, Rank, RankLoad, Worker, WorkerFacts, WorkerStatus
+from tandem_router.model.worker import Condition, Drain, Outage, Rank, RankLoad, Worker, WorkerFacts, WorkerStatus
 from tandem_router.wire.job import job_pb
 from tandem_router.wire.model import model_pb
 from tandem_router.wire.paging import page
 from tandem_router.wire.pair import pair_pb
 from tandem_router.wire.result import chunk_pb, finished_pb
 from tandem_router.wire.sampling import default_sampling_pb
+from tandem_router.wire.scalars import failure_pb
 from tandem_router.wire.worker import worker_pb
 
 FAILURE = Failure(Reason.WORKER_LOST, "It broke.", {"worker_id": "w"})
@@ -106,6 +107,29 @@ def test_dp_rank_is_absent_on_a_worker_with_one_rank() -> None:
 
 def test_dp_rank_zero_is_present_on_a_parallel_worker() -> None:
     assert [rank.dp_rank if rank.HasField("dp_rank") else None for rank in worker_pb(worker(ranks=2)).ranks] == [0, 1]
+
+
+def test_a_rank_that_is_out_says_why_since_when_and_until_when() -> None:
+    outage = Outage(Failure(Reason.ENGINE_ERROR, "device-side assert"), 40.0, 70.0)
+    broken = worker(ranks=2)
+    sound, out = worker_pb(replace(broken, ranks=(broken.ranks[0], replace(broken.ranks[1], outage=outage)))).ranks
+    assert (out.healthy, out.routable, out.outage_time.seconds, out.trial_time.seconds) == (False, False, 40, 70)
+    assert (out.failure.reason, out.failure.message) == ("ENGINE_ERROR", "device-side assert")
+    assert (sound.healthy, sound.routable) == (True, True)
+    assert not any(sound.HasField(name) for name in ("failure", "outage_time", "trial_time"))
+
+
+def test_a_rank_that_is_out_tells_its_own_failure_before_the_worker_s() -> None:
+    lost = Failure(Reason.WORKER_LOST, "connection reset")
+    broken = replace(worker(status=WorkerStatus.NOT_READY, ranks=2), failure=lost)
+    outage = Outage(Failure(Reason.ENGINE_ERROR, "device-side assert"), 40.0, 70.0)
+    shown = worker_pb(replace(broken, ranks=(broken.ranks[0], replace(broken.ranks[1], outage=outage)))).ranks
+    assert [rank.failure.reason for rank in shown] == ["WORKER_LOST", "ENGINE_ERROR"]
+
+
+def test_a_failure_names_the_field_at_fault_for_programs() -> None:
+    at_fault = Failure(Reason.ADAPTER_NOT_LOADABLE, "no such file", {"path": "/a"}, "path")
+    assert dict(failure_pb(at_fault).metadata) == {"path": "/a", "field": "path"}
 
 
 def test_false_condition_carries_its_failure() -> None:

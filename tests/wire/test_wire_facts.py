@@ -14,7 +14,14 @@ from tandem_router.model.spec import RuntimeType, WorkerType
 from tandem_router.model.worker import FactMismatch, WorkerFacts
 from tandem_router.wire.worker import worker_pb
 
-LEAST = WorkerFacts(RuntimeType.VLLM, "m", max_choices=1, returns_logprobs=False, returns_prompt_logprobs=False)
+LEAST = WorkerFacts(
+    RuntimeType.VLLM,
+    "m",
+    can_generate=False,
+    max_choices=1,
+    returns_logprobs=False,
+    returns_prompt_logprobs=False,
+)
 """Of an engine that can do nothing more than it must."""
 
 
@@ -31,6 +38,7 @@ CAPABILITIES: list[tuple[dict[str, Any], str, Any]] = [
     ({"publishes_kv_events": True}, "kv_events", True),
     ({"hands_out_tokenizer": True}, "tokenizer", True),
     ({"can_embed": True}, "embed", True),
+    ({"can_generate": True}, "generate", True),
     ({"max_choices": None}, "multiple_choices", True),
     ({"max_choices": 2}, "multiple_choices", True),
     ({"returns_logprobs": True}, "logprobs", True),

@@ -100,7 +100,9 @@ class AdapterServiceServicer:
     def LoadAdapter(self, request, context):
         """Loads an adapter into engines and returns when it is loaded in all of them or has failed. Requests may name it at
         once. Idempotent: where it is loaded already from the same path, nothing is done.
-        Errors: those of every rpc that selects workers.
+        Errors, besides those of every rpc that selects workers:
+        FAILED_PRECONDITION `ADAPTER_NOT_LOADABLE`: the engine would not; its own words say why. BadRequest, or
+        metadata "field" in an outcome, names `path` where the adapter's files are missing or wrong on its machine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

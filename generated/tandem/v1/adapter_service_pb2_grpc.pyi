@@ -55,7 +55,9 @@ class AdapterServiceStub:
     LoadAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.LoadAdapterRequest, _adapter_service_pb2.LoadAdapterResponse]
     """Loads an adapter into engines and returns when it is loaded in all of them or has failed. Requests may name it at
     once. Idempotent: where it is loaded already from the same path, nothing is done.
-    Errors: those of every rpc that selects workers.
+    Errors, besides those of every rpc that selects workers:
+      FAILED_PRECONDITION `ADAPTER_NOT_LOADABLE`: the engine would not; its own words say why. BadRequest, or
+      metadata "field" in an outcome, names `path` where the adapter's files are missing or wrong on its machine.
     """
     UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.UnloadAdapterRequest, _adapter_service_pb2.UnloadAdapterResponse]
     """Takes an adapter out of engines. Requests that run with it end as the engine ends them; new ones that name it are
@@ -100,7 +102,9 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     LoadAdapter: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.LoadAdapterRequest, _adapter_service_pb2.LoadAdapterResponse]  # type: ignore[assignment]
     """Loads an adapter into engines and returns when it is loaded in all of them or has failed. Requests may name it at
     once. Idempotent: where it is loaded already from the same path, nothing is done.
-    Errors: those of every rpc that selects workers.
+    Errors, besides those of every rpc that selects workers:
+      FAILED_PRECONDITION `ADAPTER_NOT_LOADABLE`: the engine would not; its own words say why. BadRequest, or
+      metadata "field" in an outcome, names `path` where the adapter's files are missing or wrong on its machine.
     """
     UnloadAdapter: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.UnloadAdapterRequest, _adapter_service_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
     """Takes an adapter out of engines. Requests that run with it end as the engine ends them; new ones that name it are
@@ -148,7 +152,9 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_adapter_service_pb2.LoadAdapterResponse, _abc.Awaitable[_adapter_service_pb2.LoadAdapterResponse]]:
         """Loads an adapter into engines and returns when it is loaded in all of them or has failed. Requests may name it at
         once. Idempotent: where it is loaded already from the same path, nothing is done.
-        Errors: those of every rpc that selects workers.
+        Errors, besides those of every rpc that selects workers:
+          FAILED_PRECONDITION `ADAPTER_NOT_LOADABLE`: the engine would not; its own words say why. BadRequest, or
+          metadata "field" in an outcome, names `path` where the adapter's files are missing or wrong on its machine.
         """
 
     @_abc_1.abstractmethod

@@ -143,7 +143,9 @@ class Failure(_message.Message):
     """One English sentence for people; its wording may change. It never holds a secret."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Every value that the message quotes, by lower_snake_case key, for example worker_id or limit."""
+        """Every value that the message quotes, by lower_snake_case key, for example worker_id or limit; where a field of the
+        request is at fault, its path by the key "field".
+        """
 
     def __init__(
         self,

@@ -158,7 +158,10 @@ class ModelCard(_message.Message):
 
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[Global___ModelCapability.ValueType]:
-        """What the model can be asked for. Default when empty: CHAT (with a chat template), COMPLETIONS, GENERATE."""
+        """What the model can be asked for. Default when empty: what the worker says of itself. A worker whose cards name none
+        of CHAT, COMPLETIONS, RESPONSES and GENERATE gets no Generate, one without EMBEDDINGS no Embed; VISION, TOOLS,
+        REASONING and AUDIO alone say nothing of either.
+        """
 
     @_builtins.property
     def architectures(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

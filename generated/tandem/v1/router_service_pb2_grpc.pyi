@@ -71,6 +71,7 @@ class RouterServiceStub:
       NOT_FOUND `ADAPTER_NOT_FOUND`: no worker of the model has that adapter loaded; an operator sees which are.
       FAILED_PRECONDITION `RUNTIME_CANNOT_APPLY_ADAPTERS`: these workers apply none, or not so; leave them out.
       FAILED_PRECONDITION `RUNTIME_CANNOT_CARRY_FIELD`: the engine has nothing for the field named; leave it out.
+      FAILED_PRECONDITION `RUNTIME_CANNOT_GENERATE`: the model's workers, or the one named, make embeddings; use Embed.
       FAILED_PRECONDITION `RUNTIME_CANNOT_SEED`: leave the seed out, or use temperature 0.
       FAILED_PRECONDITION `RUNTIME_CANNOT_CONSTRAIN`: use another kind of constraint, or none.
       FAILED_PRECONDITION `RUNTIME_CANNOT_RETURN_PROMPT_LOGPROBS`: leave logprobs.prompt out.
@@ -179,6 +180,7 @@ class RouterServiceAsyncStub(RouterServiceStub):
       NOT_FOUND `ADAPTER_NOT_FOUND`: no worker of the model has that adapter loaded; an operator sees which are.
       FAILED_PRECONDITION `RUNTIME_CANNOT_APPLY_ADAPTERS`: these workers apply none, or not so; leave them out.
       FAILED_PRECONDITION `RUNTIME_CANNOT_CARRY_FIELD`: the engine has nothing for the field named; leave it out.
+      FAILED_PRECONDITION `RUNTIME_CANNOT_GENERATE`: the model's workers, or the one named, make embeddings; use Embed.
       FAILED_PRECONDITION `RUNTIME_CANNOT_SEED`: leave the seed out, or use temperature 0.
       FAILED_PRECONDITION `RUNTIME_CANNOT_CONSTRAIN`: use another kind of constraint, or none.
       FAILED_PRECONDITION `RUNTIME_CANNOT_RETURN_PROMPT_LOGPROBS`: leave logprobs.prompt out.
@@ -290,6 +292,7 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
           NOT_FOUND `ADAPTER_NOT_FOUND`: no worker of the model has that adapter loaded; an operator sees which are.
           FAILED_PRECONDITION `RUNTIME_CANNOT_APPLY_ADAPTERS`: these workers apply none, or not so; leave them out.
           FAILED_PRECONDITION `RUNTIME_CANNOT_CARRY_FIELD`: the engine has nothing for the field named; leave it out.
+          FAILED_PRECONDITION `RUNTIME_CANNOT_GENERATE`: the model's workers, or the one named, make embeddings; use Embed.
           FAILED_PRECONDITION `RUNTIME_CANNOT_SEED`: leave the seed out, or use temperature 0.
           FAILED_PRECONDITION `RUNTIME_CANNOT_CONSTRAIN`: use another kind of constraint, or none.
           FAILED_PRECONDITION `RUNTIME_CANNOT_RETURN_PROMPT_LOGPROBS`: leave logprobs.prompt out.

@@ -35,7 +35,7 @@ class FactMismatch(_message.Message):
     STATED_FIELD_NUMBER: _builtins.int
     FOUND_FIELD_NUMBER: _builtins.int
     field: _builtins.str
-    """Path of the field in WorkerSpec, for example "kv_block_size"."""
+    """Path of the field in WorkerSpec, for example "kv_block_size" or "models.capabilities"."""
     stated: _builtins.str
     """What the spec says, as text."""
     found: _builtins.str
@@ -77,6 +77,7 @@ class WorkerCapabilities(_message.Message):
     PROFILE_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     CONSTRAINTS_FIELD_NUMBER: _builtins.int
+    GENERATE_FIELD_NUMBER: _builtins.int
     seed: _builtins.bool
     """Takes a seed per request. Without it a request with a seed and a temperature above 0 is refused with
     `RUNTIME_CANNOT_SEED`.
@@ -105,6 +106,8 @@ class WorkerCapabilities(_message.Message):
     """Profiles itself when told to."""
     prompt_logprobs: _builtins.bool
     """Returns log probabilities of the prompt."""
+    generate: _builtins.bool
+    """Makes tokens. A worker that was started for an embedding model does not, and gets no Generate."""
     @_builtins.property
     def constraints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Kinds of constraint it can hold an answer to: "json_schema", "regex", "ebnf", "gbnf", "structural_tag", "choice"."""
@@ -126,10 +129,11 @@ class WorkerCapabilities(_message.Message):
         profile: _builtins.bool = ...,
         prompt_logprobs: _builtins.bool = ...,
         constraints: _abc.Iterable[_builtins.str] | None = ...,
+        generate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "batch_invariant", b"batch_invariant", "constraints", b"constraints", "embed", b"embed", "flush_cache", b"flush_cache", "kv_events", b"kv_events", "loads", b"loads", "logprobs", b"logprobs", "multiple_choices", b"multiple_choices", "position_keyed_sampling", b"position_keyed_sampling", "profile", b"profile", "prompt_logprobs", b"prompt_logprobs", "seed", b"seed", "tokenizer", b"tokenizer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "batch_invariant", b"batch_invariant", "constraints", b"constraints", "embed", b"embed", "flush_cache", b"flush_cache", "generate", b"generate", "kv_events", b"kv_events", "loads", b"loads", "logprobs", b"logprobs", "multiple_choices", b"multiple_choices", "position_keyed_sampling", b"position_keyed_sampling", "profile", b"profile", "prompt_logprobs", b"prompt_logprobs", "seed", b"seed", "tokenizer", b"tokenizer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

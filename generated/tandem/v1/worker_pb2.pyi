@@ -215,10 +215,14 @@ class Rank(_message.Message):
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    OUTAGE_TIME_FIELD_NUMBER: _builtins.int
+    TRIAL_TIME_FIELD_NUMBER: _builtins.int
     dp_rank: _builtins.int
     """Its data-parallel rank. Absent when the worker is not data-parallel."""
     healthy: _builtins.bool
-    """Its own health, as far as the worker tells ranks apart; else the worker's."""
+    """False while it is out: its own legs failed in a row, those of its siblings did not. Such a rank gets no request
+    until trial_time.
+    """
     routable: _builtins.bool
     """It may get requests: the worker is READY, the rank healthy, and nothing else speaks against it."""
     breaker: Global___BreakerState.ValueType
@@ -229,11 +233,23 @@ class Rank(_message.Message):
     """The most open legs the router puts on it. Absent: no limit."""
     @_builtins.property
     def failure(self) -> _failure_pb2.Failure:
-        """Why it may not. Absent when it may."""
+        """Why it may not: of a rank that is out its last failure, in the engine's words; else the worker's failure. Absent
+        when it may, and where the worker has none either (it is PENDING or drains).
+        """
 
     @_builtins.property
     def load(self) -> _worker_load_pb2.RankLoad:
         """What the worker last said. Only where load was asked for and the worker reports it."""
+
+    @_builtins.property
+    def outage_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is out, on the router's clock. Absent: it is not."""
+
+    @_builtins.property
+    def trial_time(self) -> _timestamp_pb2.Timestamp:
+        """When it is tried again: requests come to it, its next failure takes it out at once, its next success clears it.
+        Absent: it is not out.
+        """
 
     def __init__(
         self,
@@ -246,10 +262,12 @@ class Rank(_message.Message):
         in_flight: _builtins.int | None = ...,
         window: _builtins.int | None = ...,
         load: _worker_load_pb2.RankLoad | None = ...,
+        outage_time: _timestamp_pb2.Timestamp | None = ...,
+        trial_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_dp_rank", b"_dp_rank", "_in_flight", b"_in_flight", "_window", b"_window", "dp_rank", b"dp_rank", "failure", b"failure", "in_flight", b"in_flight", "load", b"load", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dp_rank", b"_dp_rank", "_in_flight", b"_in_flight", "_window", b"_window", "dp_rank", b"dp_rank", "failure", b"failure", "in_flight", b"in_flight", "load", b"load", "outage_time", b"outage_time", "trial_time", b"trial_time", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dp_rank", b"_dp_rank", "_in_flight", b"_in_flight", "_window", b"_window", "breaker", b"breaker", "dp_rank", b"dp_rank", "failure", b"failure", "healthy", b"healthy", "in_flight", b"in_flight", "load", b"load", "routable", b"routable", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dp_rank", b"_dp_rank", "_in_flight", b"_in_flight", "_window", b"_window", "breaker", b"breaker", "dp_rank", b"dp_rank", "failure", b"failure", "healthy", b"healthy", "in_flight", b"in_flight", "load", b"load", "outage_time", b"outage_time", "routable", b"routable", "trial_time", b"trial_time", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dp_rank: _TypeAlias = _typing.Literal["dp_rank"]  # noqa: Y015
     _WhichOneofArgType__dp_rank: _TypeAlias = _typing.Literal["_dp_rank", b"_dp_rank"]  # noqa: Y015
@@ -280,7 +298,9 @@ class DrainState(_message.Message):
     reason: _builtins.str
     """Why, in the operator's words."""
     remaining_legs: _builtins.int
-    """The router's own legs that are open on the worker at the moment of reading. Absent in watches."""
+    """What the router still waits for at the moment of reading: its own legs that are open on the worker, and decode legs
+    elsewhere that still fetch blocks from it. Absent in watches.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for, on the router's clock."""

@@ -146,7 +146,12 @@ def _value(field: descriptor.FieldDescriptor, text: str) -> Any:
     if not field.is_repeated and field.type in _SCALARS_OF_TEXT:
         if field.enum_type is not None and text.islower():
             # WORKER_TYPE_UNSPECIFIED tells the prefix: "prefill" is WORKER_TYPE_PREFILL.
-            return field.enum_type.values[0].name.removesuffix("UNSPECIFIED") + text.upper()
+            names = [one.name for one in field.enum_type.values]
+            prefix = names[0].removesuffix("UNSPECIFIED")
+            if prefix + text.upper() not in names:
+                words = ", ".join(name.removeprefix(prefix).lower() for name in names[1:])
+                raise typer.BadParameter(f"{field.name}: {text!r} is none of {words}", param_hint="--set")
+            return prefix + text.upper()
         return text
     import yaml
 

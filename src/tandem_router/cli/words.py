@@ -37,6 +37,7 @@ __all__ = [
     "since",
     "state",
     "took",
+    "until",
 ]
 
 HEALTH = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
@@ -169,6 +170,13 @@ def since(message: Any, field: str) -> str:
     if not message.HasField(field):
         return ""
     return age(time.time() - _seconds(getattr(message, field)))
+
+
+def until(message: Any, field: str) -> str:
+    """How long it is to a time of a message, 0s for one that is past; empty where it is absent."""
+    if not message.HasField(field):
+        return ""
+    return age(_seconds(getattr(message, field)) - time.time())
 
 
 def took(begin: Timestamp, end: Timestamp) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from tandem.v1 import job_pb2, kv_pb2, worker_pb2, worker_service_pb2, worker_spec_pb2
 from tandem_router.cli.progress import step_line
 from tandem_router.cli.text import STATE_ROOM, UUID_ROOM, Column, Table, one_line, pairs, printable
-from tandem_router.cli.words import kind, since, state
+from tandem_router.cli.words import kind, since, state, until
 
 __all__ = ["COUNTS", "WORKERS", "worker_text"]
 
@@ -92,13 +92,9 @@ _RANKS: Table[worker_pb2.Rank] = Table(
         Column("RUNNING", lambda rank: str(rank.load.running_requests) if rank.HasField("load") else ""),
         Column("WAITING", lambda rank: str(rank.load.waiting_requests) if rank.HasField("load") else ""),
         Column("KV-USED", lambda rank: f"{rank.load.token_usage:.0%}" if rank.HasField("load") else ""),
-        Column("REASON", lambda rank: rank.failure.reason or _why_out(rank)),
+        Column("REASON", lambda rank: rank.failure.reason),
     )
 )
-
-
-def _why_out(rank: worker_pb2.Rank) -> str:
-    return "" if rank.routable or rank.healthy else "RANK_UNHEALTHY"
 
 
 def _of(text: str, rank: worker_pb2.Rank) -> str:
@@ -112,6 +108,8 @@ def worker_text(worker: Worker, *, wide: bool = False) -> str:
         lines += ["", *_CONDITIONS.lines(worker.conditions, sys.stdout, wide=wide)]
     if worker.ranks:
         lines += ["", *_RANKS.lines(worker.ranks, sys.stdout, wide=wide)]
+        out = [rank for rank in worker.ranks if rank.HasField("outage_time")]
+        lines += [f"  {printable(one_line(_outage(rank)), sys.stdout)}" for rank in out]
     if worker.HasField("current_job"):
         job = worker.current_job
         lines += [
@@ -130,6 +128,11 @@ def worker_text(worker: Worker, *, wide: bool = False) -> str:
         found = worker.facts.labels
         lines += [f"  {line}" for line in pairs(((key, found[key]) for key in sorted(found)), sys.stdout)]
     return "\n".join(lines)
+
+
+def _outage(rank: worker_pb2.Rank) -> str:
+    since_when, until_when = since(rank, "outage_time"), until(rank, "trial_time")
+    return f"rank {rank.dp_rank} is out for {since_when}, tried again in {until_when}: {rank.failure.message}"
 
 
 def _drain(drain: worker_pb2.DrainState) -> str:

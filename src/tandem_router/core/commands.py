@@ -210,7 +210,8 @@ class SetRankHealth:
     worker_id: WorkerId
     epoch: int
     dp_rank: int
-    is_healthy: bool
+    failure: Failure | None
+    """What took it out; None = it is tried again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,14 @@ from tandem_router.errors import Reason, TandemError
 __all__ = ["allowed_new_tokens", "check_biased_tokens", "check_prompt"]
 
 
-def check_prompt(token_ids: Sequence[int], *, vocab_size: int | None) -> None:
-    """Raise EMPTY_PROMPT or TOKEN_OUT_OF_VOCABULARY; `vocab_size` None skips the second."""
+def check_prompt(token_ids: Sequence[int], *, vocab_size: int | None) -> int:
+    """The highest id, which legs need not look for again; raises EMPTY_PROMPT or TOKEN_OUT_OF_VOCABULARY.
+
+    vocab_size: None = not known, so only what no model has is refused.
+    """
     if not token_ids:
         raise TandemError(Reason.EMPTY_PROMPT, "the prompt has no token", field="input")
-    _check_vocabulary(token_ids, vocab_size, "token_ids")
+    return _check_vocabulary(token_ids, vocab_size, "token_ids")
 
 
 def check_biased_tokens(token_ids: Collection[int], *, vocab_size: int | None) -> None:
@@ -26,7 +29,7 @@ def check_biased_tokens(token_ids: Collection[int], *, vocab_size: int | None) -
         _check_vocabulary(token_ids, vocab_size, "sampling.logit_bias")
 
 
-def _check_vocabulary(token_ids: Collection[int], vocab_size: int | None, field: str) -> None:
+def _check_vocabulary(token_ids: Collection[int], vocab_size: int | None, field: str) -> int:
     lowest, highest = min(token_ids), max(token_ids)
     if lowest < 0 or (vocab_size is not None and highest >= vocab_size):
         bad = lowest if lowest < 0 else highest
@@ -36,6 +39,7 @@ def _check_vocabulary(token_ids: Collection[int], vocab_size: int | None, field:
             field=field,
             metadata={"token_id": str(bad)},
         )
+    return highest
 
 
 def allowed_new_tokens(prompt_tokens: int, max_tokens: int | None, *, context_length: int | None, default: int) -> int:

@@ -3,6 +3,9 @@
 In-flight is the number of rows, never a counter that is raised here and lowered there: the rivals' load counters drift
 below zero or never fall because two places must agree (field-survey, 2D). A row is opened when a leg is reserved and
 closed exactly once; the ledger is empty when the router is idle.
+
+A decode leg that fetches its blocks from a prefill worker whose own leg has ended is noted under that worker too. It is
+no load there (a prefill's load ends with its leg, DESIGN 4), but the worker is not to be stopped under it.
 """
 
 from __future__ import annotations
@@ -45,11 +48,15 @@ class LegLedger:
         self._by_rank: dict[RankKey, dict[str, LegRow]] = {}
         self._opened = 0
         self._closed = 0
-        self._on_close: list[Callable[[LegRow], None]] = []
+        self._fetches: dict[str, WorkerId] = {}
+        self._on_less: list[Callable[[WorkerId], None]] = []
 
-    def on_close(self, listener: Callable[[LegRow], None]) -> None:
-        """Call `listener` with each row after it was closed; it must return at once and not raise."""
-        self._on_close.append(listener)
+    def on_less(self, listener: Callable[[WorkerId], None]) -> None:
+        """Call `listener` with a worker after a leg on it, or a fetch from it, has ended.
+
+        It must return at once and not raise.
+        """
+        self._on_less.append(listener)
 
     def open(self, row: LegRow) -> None:
         """Enter a leg; a leg id is entered once in a ledger's life."""
@@ -67,8 +74,25 @@ class LegLedger:
         if not rank:
             del self._by_rank[row.key]
         self._closed += 1
-        for listener in self._on_close:
-            listener(row)
+        self._tell(row.key.worker_id)
+        self.end_fetch(leg_id)
+
+    def begin_fetch(self, leg_id: str, worker_id: WorkerId) -> None:
+        """An open leg has been sent to fetch blocks from a worker, until `end_fetch` or its close.
+
+        Of a leg that is not open: a fault of the caller, KeyError.
+        """
+        self._fetches[self._rows[leg_id].leg_id] = worker_id
+
+    def end_fetch(self, leg_id: str) -> None:
+        """The leg has its blocks; idempotent."""
+        worker_id = self._fetches.pop(leg_id, None)
+        if worker_id is not None:
+            self._tell(worker_id)
+
+    def _tell(self, worker_id: WorkerId) -> None:
+        for listener in self._on_less:
+            listener(worker_id)
 
     def is_open(self, leg_id: str) -> bool:
         """Whether the leg has been opened and not closed."""
@@ -79,8 +103,12 @@ class LegLedger:
         return len(self._by_rank.get(key, ()))
 
     def in_flight_of_worker(self, worker_id: WorkerId) -> int:
-        """Open legs of a worker over all its ranks and epochs: what a drain waits for."""
+        """Open legs of a worker over all its ranks and epochs."""
         return sum(len(rows) for key, rows in self._by_rank.items() if key.worker_id == worker_id)
+
+    def fetching_from(self, worker_id: WorkerId) -> int:
+        """Legs on other workers that fetch blocks from this one."""
+        return sum(source == worker_id for source in self._fetches.values())
 
     def in_flight_of_life(self, worker_id: WorkerId, epoch: int) -> int:
         """Open legs of one life of a worker over all its ranks: what closing its connection waits for."""

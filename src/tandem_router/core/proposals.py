@@ -51,13 +51,17 @@ from tandem_router.core.events import (
     WorkerRemoved,
 )
 from tandem_router.core.jobs import TRANSITIONS, JobInput, begun, ended, noted
+from tandem_router.core.rank_health import TRIAL_AFTER_S
 from tandem_router.core.registry import Registry
 from tandem_router.core.urls import canonical_url
 from tandem_router.errors import Reason, TandemError
 from tandem_router.model.job import JobState, JobType, StepState
-from tandem_router.model.worker import WorkerStatus
+from tandem_router.model.worker import Outage, Rank, Worker, WorkerStatus
 
 __all__ = ["propose"]
+
+_UNREACHED = frozenset({Reason.WORKER_UNREACHABLE, Reason.WORKER_LOST, Reason.WORKER_TLS_FAILED})
+"""Failures that say that no connection stands."""
 
 _INPUT_OF_END = {
     JobState.SUCCEEDED: JobInput.SUCCEED,
@@ -227,15 +231,21 @@ def _rank_health(draft: Draft, command: SetRankHealth) -> Proposal:
     worker = draft.registry.worker(command.worker_id)
     if worker is None or worker.facts is None or worker.epoch != command.epoch:
         return draft.stale(command.worker_id)
-    ranks = tuple(
-        replace(rank, is_healthy=command.is_healthy) if rank.dp_rank == command.dp_rank else rank
-        for rank in worker.ranks
-    )
+    outage = None
+    if command.failure is not None:
+        outage = Outage(command.failure, draft.now_s, draft.now_s + TRIAL_AFTER_S)
+    ranks = tuple(replace(rank, outage=outage) if rank.dp_rank == command.dp_rank else rank for rank in worker.ranks)
     if not any(rank.is_healthy for rank in ranks):
         return draft.stale(worker.id)
     if ranks != worker.ranks:
         draft.events.append(FactsRead(*draft.stamp(), worker.id, worker.facts, ranks))
     return draft.done(worker.id)
+
+
+def _still_out(worker: Worker, ranks: tuple[Rank, ...]) -> tuple[Rank, ...]:
+    """Ranks read again in the same life: what the engine says of itself clears none that its legs have taken out."""
+    outages = {rank.dp_rank: rank.outage for rank in worker.ranks}
+    return tuple(replace(rank, outage=outages.get(rank.dp_rank)) for rank in ranks)
 
 
 def _activate(draft: Draft, command: Activate) -> Proposal:
@@ -262,9 +272,15 @@ def _health(draft: Draft, command: MarkNotReady | MarkReady) -> Proposal:
         return draft.stale(command.worker_id)
     standing = draft.registry.standing_of(worker.id)
     if isinstance(command, MarkNotReady):
-        if standing is not WorkerStatus.READY:
+        # That it is down for another reason by now (it is back, and refuses our key) is what an operator must see.
+        is_news = standing is WorkerStatus.NOT_READY and worker.failure != command.failure
+        if standing is not WorkerStatus.READY and not is_news:
             return draft.stale(worker.id)
         draft.status(worker, WorkerStatus.NOT_READY, command.failure)
+        if command.failure.reason in _UNREACHED:
+            draft.condition(worker, "CONNECTED", False, command.failure.reason, command.failure.sentence)
+        else:
+            draft.condition(worker, "CONNECTED", True, "CONNECTED", "")
         return draft.done(worker.id)
     # A new life of a READY worker is news too: the report that the old one ended may not have been kept.
     may_come_back = standing is WorkerStatus.NOT_READY
@@ -272,7 +288,8 @@ def _health(draft: Draft, command: MarkNotReady | MarkReady) -> Proposal:
         return draft.stale(worker.id)
     if command.is_new_life:
         draft.events.append(WorkerConnected(*draft.stamp(), worker.id, worker.epoch + 1))
-    draft.events.append(FactsRead(*draft.stamp(), worker.id, command.facts, command.ranks))
+    ranks = command.ranks if command.is_new_life else _still_out(worker, command.ranks)
+    draft.events.append(FactsRead(*draft.stamp(), worker.id, command.facts, ranks))
     draft.conditions(worker, command.conditions)
     draft.status(worker, WorkerStatus.READY, None)
     draft.directives.append(RefreshPairing(worker.id))

@@ -94,6 +94,7 @@ class StreamDecoder:
         "_index",
         "_leg",
         "_local_stops",
+        "_min_tokens",
         "_open",
         "_reading",
     )
@@ -113,6 +114,7 @@ class StreamDecoder:
         sampling = leg.sampling
         has_local = reading.ends_local_stops and sampling.ignore_eos
         self._local_stops = frozenset(sampling.stop_token_ids if has_local else ())
+        self._min_tokens = sampling.min_tokens or 0
 
     @property
     def is_done(self) -> bool:
@@ -161,8 +163,9 @@ class StreamDecoder:
             raise _protocol_error(f"choice {index} has {choice.delivered} tokens but counts {chunk.completion_tokens}")
         leg = self._leg
         logprobs = reading.logprobs(chunk, len(ids), leg.top_logprobs) if leg.output_logprobs else ()
-        if self._local_stops and not self._local_stops.isdisjoint(ids):
-            return self._end_here(chunk, choice, ids, logprobs, prompt)
+        if self._local_stops and (kept := self._until_stop(ids, choice.delivered - len(ids))) is not None:
+            choice.delivered -= len(ids) - len(kept)
+            return self._end_here(chunk, choice, kept, logprobs, prompt)
         return EngineChunk(index, ids, chunk.prompt_tokens, chunk.cached_tokens, logprobs, prompt)
 
     def _prompt_logprobs(self, message: Any, index: int) -> tuple[TokenLogprob, ...]:
@@ -177,13 +180,11 @@ class StreamDecoder:
         self,
         chunk: Any,
         choice: _Choice,
-        ids: tuple[int, ...],
+        kept: tuple[int, ...],
         logprobs: tuple[TokenLogprob, ...],
         prompt_logprobs: tuple[TokenLogprob, ...],
     ) -> EngineEnd:
         """End a choice at its first stop token, which stays part of the output as it does with every engine."""
-        kept = self._until_stop(ids)
-        choice.delivered -= len(ids) - len(kept)
         self._close(choice)
         self._ended_early = True
         return EngineEnd(
@@ -198,9 +199,15 @@ class StreamDecoder:
             prompt_logprobs=prompt_logprobs,
         )
 
-    def _until_stop(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        """Up to the first of the stop tokens that are applied here; there is one."""
-        return ids[: 1 + next(position for position, token in enumerate(ids) if token in self._local_stops)]
+    def _until_stop(self, ids: tuple[int, ...], before: int) -> tuple[int, ...] | None:
+        """Up to the first of the stop tokens that are applied here, from `min_tokens` on; None without one.
+
+        before: tokens of the choice that came earlier.
+        """
+        for count, token in enumerate(ids, start=1):
+            if token in self._local_stops and before + count >= self._min_tokens:
+                return ids[:count]
+        return None
 
     def _complete(self, complete: Any) -> EngineItem | None:
         index: int = getattr(complete, self._index)
@@ -216,9 +223,8 @@ class StreamDecoder:
         ids = self._undelivered(index, choice, complete)
         matched = reading.matched_stop(complete)
         logprobs = reading.logprobs(complete, len(ids), leg.top_logprobs) if leg.output_logprobs and ids else ()
-        if self._local_stops and not self._local_stops.isdisjoint(ids):
-            ids = self._until_stop(ids)
-            matched, reason = ids[-1], FinishReason.STOP
+        if self._local_stops and (kept := self._until_stop(ids, choice.delivered)) is not None:
+            ids, matched, reason = kept, kept[-1], FinishReason.STOP
         choice.delivered += len(ids)
         self._close(choice)
         params = None

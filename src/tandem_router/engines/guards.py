@@ -36,8 +36,12 @@ INT32_MAX = 2**31 - 1
 UINT64_MAX = 2**64 - 1
 
 
-def write_prompt(field: MutableSequence[int], token_ids: Sequence[int], facts: WorkerFacts | None) -> None:
+def write_prompt(
+    field: MutableSequence[int], token_ids: Sequence[int], facts: WorkerFacts | None, highest: int | None = None
+) -> None:
     """Put a prompt into the empty `field` of a message; raises EMPTY_PROMPT or TOKEN_OUT_OF_VOCABULARY.
+
+    highest: of the ids, where somebody has looked for it (`LegRequest.highest_token_id`).
 
     SGLang's scheduler dies of an empty prompt and MLX hangs on it; MLX's process dies of an id outside the vocabulary
     (seen with SGLang 0.5.23 and MLX 0.32.4).
@@ -45,9 +49,11 @@ def write_prompt(field: MutableSequence[int], token_ids: Sequence[int], facts: W
     if not token_ids:
         raise TandemError(Reason.EMPTY_PROMPT, "the prompt has no token", field="token_ids")
     size = None if facts is None else facts.vocab_size
-    # A pass over the prompt costs half of what writing it does, so the field itself looks for negative ids.
-    if size is not None and max(token_ids) >= size:
-        raise _out_of_vocabulary(max(token_ids), size, "token_ids")
+    # A pass over the prompt costs half of what writing it does: the door's is used, the field looks for negative ids.
+    if size is not None:
+        highest = max(token_ids) if highest is None else highest
+        if highest >= size:
+            raise _out_of_vocabulary(highest, size, "token_ids")
     try:
         field.extend(token_ids)  # half the time of the message's constructor, which copies twice
     except ValueError:
@@ -179,11 +185,11 @@ _STATUS_REASONS: Mapping[Code, Reason] = {
     Code.UNAUTHENTICATED: Reason.WORKER_REFUSED,
     Code.UNAVAILABLE: Reason.WORKER_REFUSED,
     Code.ABORTED: Reason.ENGINE_ABORTED,
-    Code.DEADLINE_EXCEEDED: Reason.TOTAL_TIMEOUT,
     Code.UNIMPLEMENTED: Reason.ENGINE_PROTOCOL_ERROR,
 }
 """How engines map their own errors: 400 INVALID_ARGUMENT, 408 DEADLINE_EXCEEDED, 429 RESOURCE_EXHAUSTED,
-503 UNAVAILABLE, else INTERNAL (smg, section 5.3). A code that is not here is ENGINE_ERROR."""
+503 UNAVAILABLE, else INTERNAL (smg, section 5.3). A code that is not here is ENGINE_ERROR: DEADLINE_EXCEEDED too, for
+it is a limit of the engine's own; that of the request's deadline is told by whoever set it."""
 
 
 _CONSTRAINT_FAILED = "could not continue the request under its constraint"

@@ -15,8 +15,9 @@ from smg_grpc_proto.generated import sglang_scheduler_pb2 as pb
 from tandem_router.engines.common_rpcs import operated
 from tandem_router.engines.contract import OperationRpc, Rpc
 from tandem_router.engines.guards import sole_adapter
-from tandem_router.errors import Reason, TandemError
+from tandem_router.errors import Code, Reason, TandemError
 from tandem_router.model.adapters import LoadedAdapter
+from tandem_router.model.failure import EngineFailure
 from tandem_router.model.operations import ListAdapters, LoadAdapter, Operated, Operation, UnloadAdapter
 from tandem_router.model.request import LegRequest
 from tandem_router.model.worker import WorkerFacts
@@ -24,12 +25,27 @@ from tandem_router.model.worker import WorkerFacts
 __all__ = ["lora_id_of", "lora_operations"]
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "adapters.tandem")
+_SWITCHED_OFF = "lora is not enabled"
+_FILES = (
+    "no such file",
+    "not a directory",
+    "permission denied",
+    "repo id must",
+    "repository not found",
+    "snapshot folder",
+    "adapter_config.json",
+    "tensor",
+)
+"""What engines write, lower-cased, of files that are not there or not an adapter of their model. SGLang hands on the
+error of whatever it stumbled over: the system's for a folder without the file, the model hub's for a path that is no
+folder, since it then takes it for a repository's name.
+"""
 
 
 def lora_operations(service: str) -> Mapping[type[Operation], OperationRpc]:
     """Load, unload and list. service: its full name."""
     return {
-        LoadAdapter: OperationRpc(Rpc(f"/{service}/LoadLoRAAdapter", pb.LoadLoRAAdapterResponse), _load, operated),
+        LoadAdapter: OperationRpc(Rpc(f"/{service}/LoadLoRAAdapter", pb.LoadLoRAAdapterResponse), _load, _loaded),
         UnloadAdapter: OperationRpc(
             Rpc(f"/{service}/UnloadLoRAAdapter", pb.UnloadLoRAAdapterResponse), _unload, operated
         ),
@@ -65,6 +81,20 @@ def _load(operation: LoadAdapter) -> pb.LoadLoRAAdapterRequest:
         pinned=operation.is_pinned,
         lora_id=uuid.uuid5(_NAMESPACE, f"{operation.name}\n{operation.path}").hex,
     )
+
+
+def _loaded(response: Any) -> Operated:
+    """Raises EngineFailure: repeating a load that was refused changes nothing, unlike most that goes wrong."""
+    if response.success:
+        return operated(response)
+    words = response.message or "it does not say why"
+    told = words.lower()
+    if _SWITCHED_OFF in told:
+        sentence = f"the engine was started without LoRA: {words}"
+        raise EngineFailure(Reason.RUNTIME_CANNOT_MANAGE_ADAPTERS, sentence, code=Code.OK)
+    field = "path" if any(sign in told for sign in _FILES) else None
+    sentence = f"the engine did not load the adapter: {words}"
+    raise EngineFailure(Reason.ADAPTER_NOT_LOADABLE, sentence, code=Code.OK, field=field)
 
 
 def _unload(operation: UnloadAdapter) -> pb.UnloadLoRAAdapterRequest:

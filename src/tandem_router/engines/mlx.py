@@ -45,6 +45,8 @@ __all__ = ["MlxDialect"]
 
 _SERVICE = "mlx.grpc.engine.MlxEngine"
 _ENGINE = "MLX"
+_LEAST_VOCABULARY = 256
+"""Every tokenizer can write every byte."""
 _NO_CONSTRAINTS: dict[ConstraintKind, str] = {}
 _NO_OPERATIONS: dict[type[Operation], OperationRpc] = {}
 
@@ -92,7 +94,7 @@ class MlxDialect(NoLoads):
         request = pb.GenerateRequest(
             request_id=leg.leg_id, sampling_params=_sampling(leg, facts), stream=leg.is_streaming
         )
-        write_prompt(request.tokenized.input_ids, leg.token_ids, facts)
+        write_prompt(request.tokenized.input_ids, leg.token_ids, facts, leg.highest_token_id)
         return request
 
     def decoder(self, leg: LegRequest) -> ItemDecoder:
@@ -181,6 +183,12 @@ def _sampling(leg: LegRequest, facts: WorkerFacts | None) -> pb.SamplingParams:
 
 
 def _top_k(asked: int, facts: WorkerFacts | None) -> int:
-    """0 where it is off, which is also what a value that leaves nothing out means."""
+    """0 where it is off, which is also what a value that leaves nothing out means.
+
+    Raises RUNTIME_CANNOT_CARRY_FIELD where it may be above a vocabulary of unknown size: MLX tells only the one at the
+    top of config.json, which models of several modalities keep further down.
+    """
     size = facts.vocab_size if facts is not None else None
+    if size is None and asked > _LEAST_VOCABULARY:
+        raise cannot_carry("sampling.top_k", f"{_ENGINE} with a vocabulary of unknown size")
     return 0 if size is not None and asked >= size else max(0, asked)

@@ -100,7 +100,7 @@ class SglangDialect:
             stream=leg.is_streaming,
             lora_id=lora_id_of(leg, facts),
         )
-        write_prompt(request.tokenized.input_ids, leg.token_ids, facts)
+        write_prompt(request.tokenized.input_ids, leg.token_ids, facts, leg.highest_token_id)
         if leg.output_logprobs or leg.prompt_logprobs:
             request.return_logprob = True
             # -1: no logprobs of the prompt, only of what is generated.
@@ -170,6 +170,7 @@ class SglangDialect:
             position_keyed_sampling=flag(args, "position_keyed_sampling"),
             batch_invariant=flag(args, "batch_invariant"),
             constraints=() if text(args, "grammar_backend") == "none" else tuple(_CONSTRAINTS),
+            can_generate=model_info.is_generation,
             # The first is what an engine says that serves both; SGLang itself is started for one of the two.
             can_embed=flag(args, "serves_embeddings") or flag(args, "is_embedding") or not model_info.is_generation,
             applies_adapters=flag(args, "enable_lora") or bool(args.get("lora_paths")),

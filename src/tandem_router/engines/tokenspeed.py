@@ -89,7 +89,7 @@ class TokenspeedDialect:
         request = pb.GenerateRequest(
             request_id=leg.leg_id, sampling_params=_sampling(leg, facts), stream=leg.is_streaming
         )
-        write_prompt(request.tokenized.input_ids, leg.token_ids, facts)
+        write_prompt(request.tokenized.input_ids, leg.token_ids, facts, leg.highest_token_id)
         if leg.output_logprobs:
             if facts is not None and not facts.returns_logprobs:
                 raise cannot_carry("logprobs.output", f"{_ENGINE} without --enable-output-logprobs")

@@ -2,7 +2,8 @@
 
 Seen with vLLM 0.32.0: a NIXL decode with `do_remote_prefill` and no `remote_block_ids` kills the engine; a Mooncake
 decode without its three names computes the prompt again, and one whose prefill never comes hangs with its blocks.
-Mooncake asserts that a producer is never asked to pull and a consumer never to produce.
+Mooncake asserts that a producer is never asked to pull and a consumer never to produce. Read in its pull_scheduler.py:
+a NIXL decode that is not told whom to ask for the blocks waits for them for good, and keeps its own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _MOONCAKE = "MooncakeConnector"
 _MOONCAKE_NEEDS = ("transfer_id", "remote_engine_id", "remote_bootstrap_addr")
 _NIXL = ("NixlConnector", "NixlPullConnector", None)
 """Connectors that pull by block ids: NIXL, and one that nobody has named."""
+_NIXL_NEEDS = ("remote_engine_id", "remote_request_id", "remote_host", "remote_port")
+"""Asked of connectors that are known to pull so; of one that nobody has named only the blocks."""
 _ALWAYS_TOLD = (*_NIXL, "NixlPushConnector", _MOONCAKE)
 """Connectors whose decode computes the prompt again when it is told nothing; others may look it up in a store."""
 
@@ -65,8 +68,12 @@ def decode_params(leg: LegRequest, facts: WorkerFacts | None) -> str | None:
         missing = [name for name in _MOONCAKE_NEEDS if not _is_name(params.get(name))]
         if missing:
             raise refuse_broken_leg(leg, f"Mooncake cannot pull without {', '.join(missing)}")
-    elif connector in _NIXL and not _can_be_pulled(params.get("remote_block_ids")):
-        raise refuse_broken_leg(leg, "do_remote_prefill without remote_block_ids kills the decode engine")
+    elif connector in _NIXL:
+        if not _can_be_pulled(params.get("remote_block_ids")):
+            raise refuse_broken_leg(leg, "do_remote_prefill without remote_block_ids kills the decode engine")
+        missing = [name for name in _NIXL_NEEDS if connector is not None and params.get(name) in (None, "")]
+        if missing:
+            raise refuse_broken_leg(leg, f"NIXL waits for blocks for good without {', '.join(missing)}")
     return text
 
 
@@ -81,9 +88,10 @@ def _is_name(value: object) -> bool:
 def _can_be_pulled(block_ids: object) -> bool:
     """Whether these are a prompt's blocks: at least one, since the block that a short prompt began is handed over too.
 
-    Told of none, vLLM's scheduler asserts that nothing is to be fetched, and dies.
+    Told of none, vLLM's scheduler asserts that nothing is to be fetched, and dies. They come in groups, of which one
+    with a sliding window may be empty.
     """
-    return isinstance(block_ids, list) and bool(block_ids)
+    return isinstance(block_ids, list) and any(group != [] for group in block_ids)
 
 
 def _object(leg: LegRequest, text: str) -> Mapping[str, Any]:

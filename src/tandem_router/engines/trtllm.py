@@ -112,7 +112,7 @@ class TrtllmDialect(NoLoads):
             ignore_eos=asked.ignore_eos is True,
             include_stop_token_in_output=True,
         )
-        write_prompt(request.tokenized.input_token_ids, leg.token_ids, facts)
+        write_prompt(request.tokenized.input_token_ids, leg.token_ids, facts, leg.highest_token_id)
         request.output_config.exclude_input_from_output = True
         if leg.output_logprobs:
             # 0 meant none before it meant the drawn token alone; the one alternative too many is dropped again.

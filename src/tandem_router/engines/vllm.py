@@ -104,7 +104,7 @@ class VllmDialect:
             sampling_params=_sampling(leg, facts),
             stream=leg.is_streaming and not is_prefill,
         )
-        write_prompt(request.tokenized.input_ids, leg.token_ids, facts)
+        write_prompt(request.tokenized.input_ids, leg.token_ids, facts, leg.highest_token_id)
         if is_prefill:
             _cap_to_one_token(request.sampling_params)
         if leg.kind is HandshakeKind.HANDOFF:
@@ -169,6 +169,7 @@ class VllmDialect:
             supports_seed=True,
             constraints=tuple(_CONSTRAINTS),
             max_greedy_choices=1,
+            can_generate=model_info.is_generation,
             can_embed=not model_info.is_generation,
             publishes_kv_events=True,
             flushes_cache=True,

@@ -99,6 +99,12 @@ TABLE: Mapping[Reason, Row] = {
         "No worker that could take the request has the adapter loaded.",
         "Call ListAdapters for the names; an operator loads one with LoadAdapter.",
     ),
+    Reason.ADAPTER_NOT_LOADABLE: Row(
+        Code.FAILED_PRECONDITION,
+        False,
+        "The engine did not load it: no room, or the files are missing on its machine or made for another model.",
+        "Read the engine's words; put the files at path on that machine, or unload another adapter, and repeat.",
+    ),
     Reason.WORKER_ALREADY_EXISTS: Row(
         Code.ALREADY_EXISTS, False, "A live worker has this URL.", "Use the worker_id in the error's metadata."
     ),
@@ -253,6 +259,12 @@ TABLE: Mapping[Reason, Row] = {
         False,
         "No worker of the model serves embeddings, by its protocol or by how it was started.",
         "Use an embedding model, or register a worker that serves one.",
+    ),
+    Reason.RUNTIME_CANNOT_GENERATE: Row(
+        Code.FAILED_PRECONDITION,
+        False,
+        "Every worker of the model, or the one that is named, makes embeddings and no tokens.",
+        "Use Embed, a model or a worker that generates, or register one.",
     ),
     Reason.RUNTIME_CANNOT_APPLY_ADAPTERS: Row(
         Code.FAILED_PRECONDITION,

@@ -43,6 +43,7 @@ class EngineFailure(Exception):
         code: Code = Code.UNAVAILABLE,
         was_sent: bool = True,
         connection_lost: bool = False,
+        field: str | None = None,
     ) -> None:
         """Args:
         reason: row of the table that fits (WORKER_UNREACHABLE, WORKER_LOST, WORKER_REFUSED, ENGINE_ERROR, ...).
@@ -50,6 +51,7 @@ class EngineFailure(Exception):
         code: the status the engine answered, as it stood on the wire.
         was_sent: False only when the transport proves that no byte of the request left; a KV handle survives only that.
         connection_lost: True when the connection itself broke, which is news about the worker, not about the request.
+        field: path of the caller's field that the engine's words are about; None when they are about none.
         """
         super().__init__(sentence)
         self.reason = reason
@@ -57,3 +59,4 @@ class EngineFailure(Exception):
         self.code = code
         self.was_sent = was_sent
         self.connection_lost = connection_lost
+        self.field = field

@@ -168,6 +168,8 @@ class LegRequest:
     prompt_logprobs: bool = False
     top_logprobs: int = 0
     is_streaming: bool = True
+    highest_token_id: int | None = None
+    """The largest of token_ids; None = nobody has looked for it yet."""
     traceparent: str | None = None
     metadata: tuple[tuple[str, str], ...] = ()
     """More metadata of the call to the engine; never credentials."""

@@ -53,6 +53,12 @@ class RuntimeType(enum.StrEnum):
     EXTERNAL = "EXTERNAL"
 
 
+_TOKENS = frozenset({"CHAT", "COMPLETIONS", "RESPONSES", "GENERATE"})
+_VECTORS = frozenset({"EMBEDDINGS"})
+_MANNERS = frozenset({"VISION", "TOOLS", "REASONING", "AUDIO"})
+"""Capabilities that say how a model answers and not what with."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelCard:
     """One model that a worker serves."""
@@ -64,7 +70,7 @@ class ModelCard:
     tokenizer_path: str | None = None
     chat_template: str | None = None
     capabilities: tuple[str, ...] = ()
-    """Names of tandem.v1.ModelCapability without the prefix, for example "CHAT"; empty = the default set."""
+    """Names of tandem.v1.ModelCapability without the prefix, for example "CHAT"; empty = as the engine says."""
     hf_model_type: str | None = None
     architectures: tuple[str, ...] = ()
     provider: str | None = None
@@ -77,6 +83,11 @@ class ModelCard:
     """Of requests that state none; by the names of `core.default_sampling`."""
     metadata: Mapping[str, object] = field(default_factory=dict)
     """JSON-like facts for people; the router does not read them."""
+
+    @property
+    def states_operations(self) -> bool:
+        """Whether the capabilities say what the model can be asked for, tokens or vectors or neither."""
+        return not _MANNERS.issuperset(self.capabilities)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,3 +176,18 @@ class WorkerSpec:
     max_connection_attempts: int | None = None
     """Default 20, during registration."""
     load_monitor_interval_s: float | None = None
+
+    def generates(self, found: bool) -> bool:
+        """Whether tokens may be asked of the worker: as its cards state, of a card that says nothing as `found`."""
+        return self._offers(_TOKENS, found)
+
+    def embeds(self, found: bool) -> bool:
+        """The same of vectors."""
+        return self._offers(_VECTORS, found)
+
+    def _offers(self, capabilities: frozenset[str], found: bool) -> bool:
+        if not self.models:
+            return found
+        return any(
+            not capabilities.isdisjoint(card.capabilities) if card.states_operations else found for card in self.models
+        )

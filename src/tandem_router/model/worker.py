@@ -21,6 +21,7 @@ __all__ = [
     "CredentialsPatch",
     "Drain",
     "FactMismatch",
+    "Outage",
     "Rank",
     "RankLoad",
     "Worker",
@@ -161,6 +162,8 @@ class WorkerFacts:
     """Choices that one request can ask for; None = any number."""
     max_greedy_choices: int | None = None
     """The same where the temperature is 0: vLLM refuses n > 1 there. None = as many as max_choices."""
+    can_generate: bool = True
+    """It makes tokens: an engine started for an embedding model does not."""
     can_embed: bool = False
     applies_adapters: bool = False
     """A request may name an adapter. Which ones, `adapters` says."""
@@ -199,13 +202,28 @@ class RankLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class Outage:
+    """Why a rank gets no request (`core.rank_health`). Wall clock, seconds since the epoch."""
+
+    failure: Failure
+    """The last of its legs in a row that failed while its siblings' did not."""
+    began_at_s: float
+    trial_at_s: float
+    """When requests come to it again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rank:
     """One schedulable slot of a worker."""
 
     dp_rank: int
-    is_healthy: bool = True
-    """False while its legs fail and those of its siblings do not (`core.rank_health`)."""
     load: RankLoad | None = None
+    outage: Outage | None = None
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether it is not out."""
+        return self.outage is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from tandem_router.model.spec import WorkerType
 from tandem_router.model.worker import Worker, WorkerStatus
 from tandem_router.policies.contract import Candidate, InFlight, Query, Rejection
 
-__all__ = ["embeds", "highest_priority", "lacks", "most_choices", "prefer_untried", "slots", "target_of"]
+__all__ = ["embeds", "generates", "highest_priority", "lacks", "most_choices", "prefer_untried", "slots", "target_of"]
 
 
 def slots(
@@ -67,6 +67,11 @@ def embeds(worker: Worker) -> bool:
     return worker.worker_type is WorkerType.REGULAR and worker.facts is not None and worker.facts.can_embed
 
 
+def generates(worker: Worker) -> bool:
+    """Whether it makes tokens, as far as is known: one that has not been read yet may."""
+    return worker.facts is None or worker.facts.can_generate
+
+
 def _reject(query: Query, worker: Worker) -> Rejection | None:
     if worker.status is not WorkerStatus.READY:
         return Rejection(worker.id, "NOT_READY", f"its status is {worker.status}")
@@ -75,6 +80,8 @@ def _reject(query: Query, worker: Worker) -> Rejection | None:
         return Rejection(worker.id, "NOT_TARGET", f"the request names worker {target}")
     if query.embeds and not embeds(worker):
         return Rejection(worker.id, "CANNOT_EMBED", "it serves no embeddings")
+    if not query.embeds and not generates(worker):
+        return Rejection(worker.id, "CANNOT_GENERATE", "it makes embeddings, no tokens")
     if query.needs_seed and (worker.facts is None or not worker.facts.supports_seed):
         return Rejection(worker.id, "CANNOT_SEED", "its protocol carries no seed")
     if query.constraint is not None and (worker.facts is None or query.constraint not in worker.facts.constraints):

@@ -11,7 +11,7 @@ from tandem_router.model.request import ServingMode
 from tandem_router.model.spec import WorkerType
 from tandem_router.model.worker import Worker
 from tandem_router.policies.contract import Candidate, Query, Rejection
-from tandem_router.policies.filters import embeds, lacks, target_of
+from tandem_router.policies.filters import embeds, generates, lacks, target_of
 
 __all__ = ["CANNOT_PAIR", "no_place", "unknown_model"]
 
@@ -42,7 +42,8 @@ def no_place(
         _unknown_target(query, workers)
         or _nobody_can(query, rejections)
         or _no_vectors(query, serving)
-        or _no_adapter(query, serving)
+        or _no_tokens(query, serving)
+        or _no_adapter(query, [worker for worker in serving if (embeds if query.embeds else generates)(worker)])
         or _not_now(query, serving, decodes, prefills, rejections)
     )
 
@@ -58,7 +59,7 @@ def _unknown_target(query: Query, workers: Mapping[WorkerId, Worker]) -> Failure
 
 def _nobody_can(query: Query, rejections: Sequence[Rejection]) -> Failure | None:
     """What every worker that may take it is refused for."""
-    reasons = {rejection.reason for rejection in rejections} - {"NOT_TARGET"}
+    reasons = {rejection.reason for rejection in rejections} - {"NOT_TARGET", "CANNOT_GENERATE"}
     metadata = {"model": query.model}
     if reasons == {"CANNOT_SEED"}:
         sentence = f"no worker of {query.model} can use a seed"
@@ -77,6 +78,19 @@ def _no_vectors(query: Query, serving: Sequence[Worker]) -> Failure | None:
     who = f"worker {query.target_worker_id}" if query.target_worker_id is not None else f"no worker of {query.model}"
     says = "serves no embeddings" if query.target_worker_id is not None else "serves embeddings"
     return Failure(Reason.RUNTIME_CANNOT_EMBED, f"{who} {says}; halves of pairs do not", {"model": query.model})
+
+
+def _no_tokens(query: Query, serving: Sequence[Worker]) -> Failure | None:
+    """The same for a query that wants tokens: every worker is known, and was started for embeddings."""
+    meant = [worker for worker in serving if _is_meant(query, worker)]
+    if query.embeds or not meant or any(generates(worker) for worker in meant):
+        return None
+    metadata = {"model": query.model}
+    if query.target_worker_id is not None:
+        sentence = f"worker {query.target_worker_id} makes embeddings, no tokens"
+        return Failure(Reason.RUNTIME_CANNOT_GENERATE, sentence, metadata, "target_worker.worker_id")
+    sentence = f"no worker of {query.model} generates; they make embeddings"
+    return Failure(Reason.RUNTIME_CANNOT_GENERATE, sentence, metadata, "model")
 
 
 def _no_adapter(query: Query, serving: Sequence[Worker]) -> Failure | None:

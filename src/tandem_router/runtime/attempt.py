@@ -17,17 +17,19 @@ from tandem_router.core.relay_events import FirstToken, LegClosed, LegSent, Pref
 from tandem_router.errors import Reason, TandemError
 from tandem_router.model.failure import EngineFailure, Failure
 from tandem_router.model.ids import PairId, WorkerId
-from tandem_router.model.pairing import HandshakeKind, LegRole, PairView
+from tandem_router.model.pairing import LegRole, PairView
 from tandem_router.model.request import LegRequest
 from tandem_router.model.stream import EngineChunk, EngineEnd, EngineItem, ServedBy
 from tandem_router.policies.contract import Candidate, Plan, Query
 from tandem_router.ports import EngineCall
 from tandem_router.runtime.attempt_values import AttemptLeg, Boundaries, Lost, Won
+from tandem_router.runtime.block_holder import BlockHolder, fetched_from
 from tandem_router.runtime.delivery import Delivery, StreamBuffer
 from tandem_router.runtime.handles import release_handle
 from tandem_router.runtime.leg_calls import ask_to_stop, call_timeout_s, stop, traced
+from tandem_router.runtime.leg_failures import judged
 from tandem_router.runtime.leg_requests import defaulted, leg_request, link_of, who_serves
-from tandem_router.runtime.prefill_watch import PrefillWatch, loss_of
+from tandem_router.runtime.prefill_watch import PrefillWatch
 from tandem_router.runtime.prompt_logprobs import PromptLogprobs
 from tandem_router.runtime.relay_environment import RelayEnvironment
 
@@ -84,6 +86,7 @@ class PairAttempt:
         self._blamed: list[WorkerId] = []
         self._outcome: asyncio.Future[Won | Lost] = asyncio.get_running_loop().create_future()
         self.prefill_end: EngineEnd | None = None
+        self._holder: BlockHolder | None = None
         self.last_items_s: dict[int, float] = {}
         """When decode last sent something of a choice, by the engine's number; those that have ended are not in it."""
         self.boundaries = Boundaries(planned_s=env.clock.monotonic_s())
@@ -188,6 +191,7 @@ class PairAttempt:
                 self._close(self._leg(directive.role))
             case Do.COMMIT:
                 self._decode.end_timers()  # its pages have come: no loss of prefill concerns it any more
+                self._env.ledger.end_fetch(self._decode.id)
                 self.boundaries.first_token_s = self._env.clock.monotonic_s()
                 self._env.observer.observe(FirstToken(self._request_id, self.pair_id))
             case Do.NOTE_PREFILL_LOST:
@@ -226,10 +230,8 @@ class PairAttempt:
             )
             self._broken(leg, failure)
             return
-        outwaited = self._outwaited_prefill(leg)
-        now_s = self._env.clock.wall_s()
-        loss = None if outwaited is None else loss_of(self._env, outwaited.candidate.key, since_s=now_s)
-        if loss is not None:
+        holder = self._holder if leg.role is LegRole.DECODE else None
+        if holder is not None and (loss := holder.loss(self._env)) is not None:
             self._prefill_lost(loss, PairInput.DECODE_BROKEN)
             return
         if self.boundaries.sent_s is None:
@@ -242,18 +244,13 @@ class PairAttempt:
             self._feed(_BROKEN[leg.role], Failure.of(error))
             return
         self._env.observer.observe(LegSent(self.pair_id, leg.id, leg.role, leg.candidate.key))
-        if outwaited is not None:
-            key = outwaited.candidate.key
-            leg.prefill_watch = PrefillWatch(self._env, key, partial(self._prefill_lost, happened=PairInput.CANCEL))
+        if holder is not None:
+            self._env.ledger.begin_fetch(leg.id, holder.key.worker_id)
+            if holder.is_outwaited:
+                tell = partial(self._prefill_lost, happened=PairInput.CANCEL)
+                leg.prefill_watch = PrefillWatch(self._env, holder, tell)
         leg.task = self._env.scope.spawn(self._read(leg, leg.call), f"{leg.role.lower()} {leg.id}")
         leg.task.add_done_callback(self._reader_ended)
-
-    def _outwaited_prefill(self, leg: AttemptLeg) -> AttemptLeg | None:
-        """The prefill leg of a handoff whose decode would not notice that the prefill worker is gone."""
-        handshake = self.plan.handshake
-        if leg.role is LegRole.PREFILL or handshake is None or handshake.kind is not HandshakeKind.HANDOFF:
-            return None
-        return self._prefill if handshake.decode_outwaits_prefill else None
 
     def _prefill_lost(self, loss: Failure, happened: PairInput) -> None:
         if not self._machine.is_ended and self._prefill is not None:
@@ -316,18 +313,17 @@ class PairAttempt:
                     Failure(Reason.KV_TRANSFER_FAILED, "prefill returned no kv_transfer_params", leg.where),
                 )
                 return
+            now_s = self._env.clock.wall_s()
+            self._holder = fetched_from(self.plan, keeps_blocks=self._holds_blocks(), answered_at_s=now_s)
         self._feed(_FINISHED[leg.role])
 
     def _broken(self, leg: AttemptLeg, failure: EngineFailure) -> None:
         if failure.connection_lost or not self._machine.is_ended:  # after the end, engines answer to our own abort
             self._env.fleet.leg_failed(leg.candidate.key, failure)
+        holder = None if self._machine.is_committed else self._holder
+        record, blamed = judged(self._env, leg, failure, self._prefill, holder)
         if not self._machine.is_ended:
-            self._blamed.append(leg.candidate.worker.id)
-            if failure.reason is Reason.KV_TRANSFER_FAILED and self._prefill is not None:
-                self._blamed.append(
-                    self._prefill.candidate.worker.id
-                )  # decode may merely have been the first to notice
-        record = Failure(failure.reason, failure.sentence, leg.where)
+            self._blamed += blamed
         if leg.role is LegRole.PREFILL and self._prompt is not None:
             self._prompt.lost(record)
         if leg.role is LegRole.DECODE and not failure.was_sent:

@@ -254,7 +254,7 @@ class Control(RegistryReads):
         return outcome.job
 
     def open_legs(self, worker_id: WorkerId) -> int:
-        """Legs of ours on a worker now, over all its ranks and lives: what a drain waits for."""
+        """What a drain waits for: legs of ours on a worker, of all ranks and lives, and those that fetch from it."""
         return self._idleness.legs(worker_id)
 
     def statistics(self) -> ControlStatistics:

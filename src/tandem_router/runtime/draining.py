@@ -1,5 +1,6 @@
-"""The jobs DRAIN_WORKER and REMOVE_WORKER: wait until no leg is open on a worker; at the deadline, abort what is left.
+"""The jobs DRAIN_WORKER and REMOVE_WORKER: wait until nothing needs a worker; at the deadline, abort what is left.
 
+What needs it are the legs on it, and decode legs elsewhere that still fetch the blocks of a prefill that has ended.
 The worker was taken out of routing when the job was asked for; here is only the waiting. It holds no slot.
 """
 

@@ -20,6 +20,7 @@ from tandem_router.model.failure import Failure
 from tandem_router.model.request import RequestContext, ServingMode
 from tandem_router.model.stream import Attempt, Finished, PhaseTimings, ServedBy, Usage
 from tandem_router.policies.contract import Candidate, Query, Refusal
+from tandem_router.policies.filters import embeds
 from tandem_router.ports import TextCodec
 from tandem_router.runtime.embed_attempt import EmbedAttempt
 from tandem_router.runtime.prompt import facts_of_model, resolve_model
@@ -142,7 +143,7 @@ class Embedding:
     async def _tokenize(self, model: str) -> list[tuple[int, ...]]:
         """Every input's tokens, each fit for an engine; raises TandemError with the input's path."""
         codec = self._env.codecs.get(model)
-        facts = facts_of_model(model, self._env.fleet.workers())
+        facts = facts_of_model(model, self._env.fleet.workers(), embeds)
         vocab_size = None if codec is None else codec.vocab_size
         if facts is not None and facts.vocab_size is not None:
             vocab_size = facts.vocab_size

@@ -55,6 +55,11 @@ def effective_facts(spec: WorkerSpec, url: str, found: WorkerFacts, *, default_b
         conflicts.append(FactMismatch("worker_type", str(spec.worker_type), str(found.disaggregation_mode)))
     if spec.models and not _serves_a_stated_model(spec, found):
         conflicts.append(FactMismatch("models", ", ".join(card.id for card in spec.models), found.model_id))
+    can_generate, can_embed = spec.generates(found.can_generate), spec.embeds(found.can_embed)
+    if (can_generate and not found.can_generate) or (can_embed and not found.can_embed):  # to offer less is no conflict
+        offers = _offer(can_generate, can_embed), _offer(found.can_generate, found.can_embed)
+        conflicts.append(FactMismatch("models.capabilities", *offers))
+    conflicts += _promised(spec, found)
     worker_type = spec.worker_type or found.disaggregation_mode or WorkerType.REGULAR
     handshake = handshake_for(found.handshake, spec.kv_connector or found.kv_connector)
     needs_bootstrap = worker_type is WorkerType.PREFILL and handshake is not None and handshake.needs_bootstrap
@@ -62,17 +67,32 @@ def effective_facts(spec: WorkerSpec, url: str, found: WorkerFacts, *, default_b
     facts = replace(
         found,
         **said,  # type: ignore[arg-type]  # each value has the type of the fact of its name
+        can_generate=can_generate,
+        can_embed=can_embed,
         bootstrap=_endpoint(spec, url, found, default_bootstrap_port) if needs_bootstrap else None,
         mismatches=tuple(conflicts),
     )
     if conflicts:
         message = "; ".join(f"{one.field}: stated {one.stated}, found {one.found}" for one in conflicts)
-        agreement = Condition(
-            "FACTS_MATCH", False, f"CONFLICT_{conflicts[0].field.upper().removesuffix('S')}", message, 0.0
-        )
+        field = conflicts[0].field.partition(".")[0]
+        agreement = Condition("FACTS_MATCH", False, f"CONFLICT_{field.upper().removesuffix('S')}", message, 0.0)
     else:
         agreement = Condition("FACTS_MATCH", True, "FACTS_MATCH", "", 0.0)
     return EffectiveFacts(facts, _ranks(spec, facts.dp_size), agreement, needs_bootstrap)
+
+
+def _offer(generates: bool, embeds: bool) -> str:
+    return " and ".join(word for word, is_so in (("tokens", generates), ("vectors", embeds)) if is_so) or "neither"
+
+
+def _promised(spec: WorkerSpec, found: WorkerFacts) -> list[FactMismatch]:
+    """What is stated of a model beyond what the engine says that it takes; to promise less is no conflict."""
+    promised = []
+    for name in ("context_length", "vocab_size"):
+        stated = max((getattr(card, name) or 0 for card in spec.models), default=0)
+        if stated > (getattr(found, name) or stated):
+            promised.append(FactMismatch(f"models.{name}", str(stated), str(getattr(found, name))))
+    return promised
 
 
 def _serves_a_stated_model(spec: WorkerSpec, found: WorkerFacts) -> bool:

@@ -19,7 +19,7 @@ from tandem_router.model.pairing import HandshakeKind, LegRole
 from tandem_router.model.request import GenerateRequest, LegRequest, RequestContext, Sampling, ServingMode
 from tandem_router.model.stream import Attempt, EngineItem, Finished, PhaseTimings, Usage
 from tandem_router.policies.contract import Plan, Query, Refusal
-from tandem_router.policies.filters import most_choices
+from tandem_router.policies.filters import generates, most_choices
 from tandem_router.ports import TokenSink
 from tandem_router.runtime.attempt import PairAttempt
 from tandem_router.runtime.choices import ChoiceOutputs
@@ -89,11 +89,11 @@ class Generation:
         model = resolve_model(self.request.model, workers)
         codec = self._env.codecs.get(model)
         token_ids = await tokenize(self.request, model, codec)
-        facts = facts_of_model(model, workers)
+        facts = facts_of_model(model, workers, generates)
         vocab_size = codec.vocab_size if codec is not None else None
         if facts is not None and facts.vocab_size is not None:
             vocab_size = facts.vocab_size
-        check_prompt(token_ids, vocab_size=vocab_size)
+        highest = check_prompt(token_ids, vocab_size=vocab_size)
         check_biased_tokens(self.request.sampling.logit_bias, vocab_size=vocab_size)
         sampling = self._bounded(len(token_ids), None if facts is None else facts.context_length)
         common = LegRequest(
@@ -106,6 +106,7 @@ class Generation:
             output_logprobs=self.request.output_logprobs,
             prompt_logprobs=self.request.prompt_logprobs,
             top_logprobs=self.request.top_logprobs,
+            highest_token_id=highest,
             traceparent=self._context.traceparent,
             metadata=self._context.forwarded,
         )

@@ -19,8 +19,8 @@ from tandem_router.model.failure import EngineFailure, Failure
 from tandem_router.model.pairing import LegRole
 from tandem_router.policies.contract import Candidate
 from tandem_router.ports import EngineCall
+from tandem_router.runtime.block_holder import BlockHolder
 from tandem_router.runtime.leg_requests import sent_rank
-from tandem_router.runtime.prefill_watch import is_over, loss_of
 from tandem_router.runtime.relay_environment import RelayEnvironment
 
 if TYPE_CHECKING:
@@ -40,18 +40,20 @@ async def release_handle(env: RelayEnvironment, attempt: PairAttempt) -> None:
     prefill, pair_id = attempt.plan.prefill, attempt.pair_id
     assert prefill is not None, "only a pair has a handle"
     key, lease_s = prefill.key, _lease_s(env, attempt)
+    # Since ever: nothing is lost where one that may only be busy is not asked.
+    holder = BlockHolder.of(attempt.plan, answered_at_s=0.0)
     lease_ends_s = env.clock.monotonic_s() + lease_s
     held = env.open_leg(key, LegRole.PREFILL, attempt.query.prompt_tokens)
     failure: Failure | None = Failure(Reason.NO_READY_WORKER, "no decode worker can fetch the blocks")
     try:
         taker = _taker(env, attempt)
-        if _is_out_of_reach(env, attempt):
-            failure = loss_of(env, key, since_s=0.0)
+        if (loss := holder.loss(env)) is not None:
+            failure = loss
         elif taker is not None:
             failure = await _fetch(env, attempt, taker, min(lease_s, env.settings.transfer_grace_s))
         env.observer.observe(HandleReleased(pair_id, failure))
         del attempt, taker  # a lease may last minutes; a prompt must not
-        while failure is not None and not is_over(env, key):
+        while failure is not None and not holder.is_gone(env):
             left_s = lease_ends_s - env.clock.monotonic_s()
             if left_s <= 0:
                 break
@@ -64,14 +66,6 @@ def _lease_s(env: RelayEnvironment, attempt: PairAttempt) -> float:
     """How long this connector's prefill holds what nobody fetches."""
     stated = None if attempt.plan.handshake is None else attempt.plan.handshake.handle_lease_s
     return env.settings.kv_handle_lease_s if stated is None else stated
-
-
-def _is_out_of_reach(env: RelayEnvironment, attempt: PairAttempt) -> bool:
-    """Whether a decode that is sent to fetch would wait in vain."""
-    handshake, prefill = attempt.plan.handshake, attempt.plan.prefill
-    if handshake is None or prefill is None or not handshake.decode_outwaits_prefill:
-        return False
-    return loss_of(env, prefill.key, since_s=0.0) is not None
 
 
 def _taker(env: RelayEnvironment, attempt: PairAttempt) -> Candidate | None:

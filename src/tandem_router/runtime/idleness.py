@@ -1,10 +1,14 @@
-"""When the last leg of a worker, or of one of its lives, is closed: woken by the ledger, polls nothing."""
+"""When the last leg of a worker, or of one of its lives, is closed: woken by the ledger, polls nothing.
+
+A worker is busy too while a decode leg elsewhere fetches blocks from it, although its own leg has ended; not a life of
+it, which only says whose connection may be closed: blocks do not travel over ours.
+"""
 
 from __future__ import annotations
 
 import asyncio
 
-from tandem_router.core.ledger import LegLedger, LegRow
+from tandem_router.core.ledger import LegLedger
 from tandem_router.model.ids import WorkerId
 
 __all__ = ["Idleness"]
@@ -18,12 +22,12 @@ class Idleness:
     def __init__(self, ledger: LegLedger) -> None:
         self._ledger = ledger
         self._waiting: dict[WorkerId, list[_Waiter]] = {}
-        ledger.on_close(self._closed)
+        ledger.on_less(self._ended)
 
     def legs(self, worker_id: WorkerId, epoch: int | None = None) -> int:
-        """Open legs of a worker over all its ranks, of one epoch or of all."""
+        """Open legs of a worker over all its ranks, of one epoch or of all; with all, also those that fetch from it."""
         if epoch is None:
-            return self._ledger.in_flight_of_worker(worker_id)
+            return self._ledger.in_flight_of_worker(worker_id) + self._ledger.fetching_from(worker_id)
         return self._ledger.in_flight_of_life(worker_id, epoch)
 
     async def wait(self, worker_id: WorkerId, epoch: int | None = None) -> None:
@@ -47,8 +51,7 @@ class Idleness:
             if not future.done():
                 future.set_result(None)
 
-    def _closed(self, row: LegRow) -> None:
-        worker_id = row.key.worker_id
+    def _ended(self, worker_id: WorkerId) -> None:
         for epoch, future in self._waiting.get(worker_id, ()):
             if not future.done() and not self.legs(worker_id, epoch):
                 future.set_result(None)

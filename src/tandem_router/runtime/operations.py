@@ -28,6 +28,8 @@ MAX_AT_ONCE = 32
 """Engines that one call works on at a time."""
 _LEAST_S = 0.001
 """With less left, an engine is not asked any more: it might do what nobody waits for."""
+_LATE_FROM_S = 0.1
+"""Engines round deadlines: one that ends this much early is still the caller's."""
 _ANSWER_SHARE, _ANSWER_MOST_S = 0.1, 0.25
 """What is kept of a caller's deadline so that the outcomes reach it before it gives up."""
 
@@ -93,6 +95,7 @@ class Operations:
                 worker, Reason.TOTAL_TIMEOUT, f"the time was up before its turn came; {MAX_AT_ONCE} at a time"
             )
         late = f"no answer within {timeout_s:.3g} s"
+        ends_s = self._clock.monotonic_s() + timeout_s
         try:
             # The body keeps the limit too and says more of what it waited for; this one trusts nobody.
             async with asyncio.timeout(timeout_s):
@@ -102,10 +105,12 @@ class Operations:
         except EngineFailure as failure:
             if failure.connection_lost:
                 self.fleet.leg_failed(worker.rank_key(0), failure)  # news of the worker, whatever was asked of it
-            reason = Reason.TOTAL_TIMEOUT if failure.code is Code.DEADLINE_EXCEEDED else failure.reason
-            return _failed(worker, reason, failure.sentence)
+            # An engine may give up by a limit of its own: that is its failure, and not the caller's deadline.
+            is_late = failure.code is Code.DEADLINE_EXCEEDED and self._clock.monotonic_s() >= ends_s - _LATE_FROM_S
+            reason = Reason.TOTAL_TIMEOUT if is_late else failure.reason
+            return WorkerOutcome(worker.id, failure=Failure(reason, failure.sentence, field=failure.field))
         except TandemError as error:
-            return _failed(worker, error.reason, error.sentence)
+            return WorkerOutcome(worker.id, failure=Failure.of(error))
 
 
 def own_limit_s(operation: Operation) -> float:
@@ -142,7 +147,9 @@ def refuse_all_failed(outcomes: Sequence[WorkerOutcome]) -> None:
     worker_id, failure = failures[0]
     others = f", and all of {len(failures)} workers failed" if len(failures) > 1 else ""
     metadata = {**failure.metadata, "worker_id": worker_id, "failed_workers": str(len(failures))}
-    raise TandemError(failure.reason, f"worker {worker_id}: {failure.sentence}{others}", metadata=metadata)
+    raise TandemError(
+        failure.reason, f"worker {worker_id}: {failure.sentence}{others}", field=failure.field, metadata=metadata
+    )
 
 
 def _known(worker_id: WorkerId, workers: Mapping[WorkerId, Worker]) -> Worker:

@@ -132,8 +132,11 @@ class WorkerProbe:
                 await self._probe_open(is_deep)
         except EngineFailure as failure:
             self._drop_candidate()
+            was_ready = self._health.phase.is_ready
             seen = HealthInput.CONNECTION_LOST if failure.connection_lost else HealthInput.PROBE_FAILED
             self._see(seen, epoch, _record(failure))
+            if not was_ready:
+                await self._report(MarkNotReady(self._id, epoch, _record(failure)))
             return
         before = self._health
         after = step(before, HealthInput.PROBE_OK, epoch, self._settings)
@@ -220,13 +223,7 @@ class WorkerProbe:
         except EngineFailure as failure:
             self._drop_candidate()
             self._health = step(self._health, HealthInput.PROBE_FAILED, before.epoch, self._settings)
-            await self._context.pipeline.submit(
-                SetConditions(
-                    self._id,
-                    before.epoch,
-                    (Condition("SERVING", False, failure.reason, failure.sentence, 0.0),),
-                )
-            )
+            await self._report(MarkNotReady(self._id, before.epoch, _record(failure)))
             return
         if self._health is not before:
             return  # bad news came in while we read

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from tandem_router.errors import Reason, TandemError
 from tandem_router.model.ids import WorkerId
@@ -30,11 +31,20 @@ def resolve_model(name: str, workers: Mapping[WorkerId, Worker]) -> str:
     raise unknown_model(name, workers).to_error()
 
 
-def facts_of_model(model: str, workers: Mapping[WorkerId, Worker]) -> WorkerFacts | None:
-    """What the first worker of a model that has been read says of itself; None while none has."""
+def facts_of_model(model: str, workers: Mapping[WorkerId, Worker], can: Callable[[Worker], bool]) -> WorkerFacts | None:
+    """What the first worker of a model that can do what is wanted says of itself; None while none has been read.
+
+    The context length and the vocabulary that its spec states of the model win over what its engine says.
+    """
     for worker in workers.values():
-        if worker.facts is not None and worker.serves(model):
-            return worker.facts
+        card = next((card for card in worker.models if model == card.id or model in card.aliases), None)
+        if (facts := worker.facts) is None or card is None or not can(worker):
+            continue
+        context_length = facts.context_length if card.context_length is None else card.context_length
+        vocab_size = facts.vocab_size if card.vocab_size is None else card.vocab_size
+        if (context_length, vocab_size) == (facts.context_length, facts.vocab_size):
+            return facts
+        return replace(facts, context_length=context_length, vocab_size=vocab_size)
     return None
 
 

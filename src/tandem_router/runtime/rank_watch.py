@@ -7,7 +7,7 @@ import asyncio
 from tandem_router.core.commands import SetRankHealth
 from tandem_router.core.rank_health import TRIAL_AFTER_S, RankHealths
 from tandem_router.errors import Reason, TandemError
-from tandem_router.model.failure import EngineFailure
+from tandem_router.model.failure import EngineFailure, Failure
 from tandem_router.model.ids import RankKey
 from tandem_router.runtime.pipeline import Pipeline
 from tandem_router.runtime.scope import TaskScope
@@ -34,7 +34,8 @@ class RankWatch:
             return
         if self._healths.failed(key, failure.reason):
             self._out[key] = None
-            self._scope.spawn(self._take_out(key), f"rank {key.dp_rank} of {key.worker_id}")
+            told = Failure(failure.reason, failure.sentence)
+            self._scope.spawn(self._take_out(key, told), f"rank {key.dp_rank} of {key.worker_id}")
 
     def leg_succeeded(self, key: RankKey) -> None:
         """Returns at once; one look-up where nothing is held against the rank."""
@@ -48,22 +49,22 @@ class RankWatch:
         worker = self._pipeline.registry.worker(key.worker_id)
         return worker is not None and worker.epoch == key.epoch
 
-    async def _take_out(self, key: RankKey) -> None:
+    async def _take_out(self, key: RankKey, failure: Failure) -> None:
         try:
-            is_out = await self._set(key, is_healthy=False)
+            is_out = await self._set(key, failure)
             if is_out:
                 await asyncio.sleep(TRIAL_AFTER_S)
                 self._healths.on_trial(key)
-                is_out = await self._set(key, is_healthy=True)
+                is_out = await self._set(key, None)
             if not is_out:
                 self._healths.forget(key)
         finally:
             self._out.pop(key, None)
 
-    async def _set(self, key: RankKey, *, is_healthy: bool) -> bool:
-        """Whether that life goes on and the rank is so now."""
+    async def _set(self, key: RankKey, failure: Failure | None) -> bool:
+        """Have the rank out, or in with None; whether that life goes on and the rank is so now."""
         try:
-            outcome = await self._pipeline.submit(SetRankHealth(key.worker_id, key.epoch, key.dp_rank, is_healthy))
+            outcome = await self._pipeline.submit(SetRankHealth(key.worker_id, key.epoch, key.dp_rank, failure))
         except TandemError as error:
             if error.reason is not Reason.DRAINING:
                 raise

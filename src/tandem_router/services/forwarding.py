@@ -18,6 +18,8 @@ TRACEPARENT = "traceparent"
 MAX_BYTES = 4096
 """Of keys and values that are forwarded for one call. Servers with grpcio's defaults refuse calls at random from 8 KiB
 of metadata on, and the worker's credentials and gRPC's own keys need room too."""
+MAX_TRACEPARENT = 256
+"""Characters; one has 55 (W3C Trace Context, version 00), later versions may append."""
 
 _KEY = re.compile(r"[0-9a-z_.-]{1,128}")
 _NEVER = frozenset(
@@ -63,6 +65,6 @@ class ForwardedMetadata:
         return tuple(kept)
 
     def traceparent(self, metadata: Metadata) -> str | None:
-        """The client's trace context, if it has sent one as text; None too when its trace is not to go on."""
+        """The client's trace context, if it has sent one as text; None too where it is too long or not to go on."""
         value = dict(metadata).get(TRACEPARENT) if TRACEPARENT in self._keys else None
-        return value if isinstance(value, str) else None
+        return value if isinstance(value, str) and len(value) <= MAX_TRACEPARENT else None

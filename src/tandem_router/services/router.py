@@ -206,6 +206,8 @@ class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
         models = self._registry.models()
         if not name and len(models) == 1:
             return models[0]
+        if not name and not models:
+            raise invalid("model", "No model is served yet: no worker was added, or none has said what it serves.")
         if not name:
             raise invalid("model", f"{len(models)} models are served; name one of them.")
         for model in models:

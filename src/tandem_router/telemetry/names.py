@@ -56,16 +56,17 @@ def _of(name: str, kind: Kind, unit: str, labels: str, meaning: str, buckets: tu
 
 
 _MODEL = "gen_ai.request.model"
+_OPERATION = "gen_ai.operation.name"
 _C, _H, _G = Kind.COUNTER, Kind.HISTOGRAM, Kind.GAUGE
 
 METRICS = (
     _of("rpc.server.call.duration", _H, "s", "rpc.method rpc.response.status_code error.type",
         "Calls of every rpc of ours, from the handler's start to the status.", LATENCIES_S),
-    _of("gen_ai.server.request.duration", _H, "s", f"{_MODEL} error.type",
+    _of("gen_ai.server.request.duration", _H, "s", f"{_OPERATION} {_MODEL} error.type",
         "Generate and Embed calls that were let in, from the door to the end.", LATENCIES_S),
-    _of("gen_ai.server.time_to_first_token", _H, "s", _MODEL,
+    _of("gen_ai.server.time_to_first_token", _H, "s", f"{_OPERATION} {_MODEL}",
         "From the door to the first token of the call, failed attempts included.", LATENCIES_S),
-    _of("gen_ai.server.time_per_output_token", _H, "s", _MODEL,
+    _of("gen_ai.server.time_per_output_token", _H, "s", f"{_OPERATION} {_MODEL}",
         "Mean of one stream: decode phase / (tokens of the first choice - 1). One observation per finished call with "
         "at least two tokens, none per token.", FRACTIONS_S),
     _of("tandem.request.phase.duration", _H, "s", f"{_MODEL} phase",

@@ -41,6 +41,7 @@ __all__ = ["TelemetryObserver"]
 LOG = logging.getLogger("tandem.telemetry")
 
 _MODEL = "gen_ai.request.model"
+_OPERATION = "gen_ai.operation.name"
 _PHASES = ("queue", "prefill", "transfer", "first_token", "decode")
 
 
@@ -179,7 +180,8 @@ class TelemetryObserver:
                 record("tandem.request.phase.duration", seconds, {**model, "phase": phase})
         tokens = finished.choices[0].completion_tokens if finished.choices else 0
         if tokens > 1:
-            record("gen_ai.server.time_per_output_token", times.decode_s / (tokens - 1), model)
+            mean_s, labels = times.decode_s / (tokens - 1), {_OPERATION: call.kind.value, **model}
+            record("gen_ai.server.time_per_output_token", mean_s, labels)
         usage = finished.usage
         for kind, count in (
             ("input", usage.prompt_tokens),
@@ -199,13 +201,12 @@ class TelemetryObserver:
         label = self._label(call.model if finished is None else finished.model)
         self._count_request(label, failure)
         reason = "" if failure is None else failure.reason.value
+        labels = {_OPERATION: call.kind.value, _MODEL: label}
         self._instruments.record(
-            "gen_ai.server.request.duration", now_s - call.began_s, {_MODEL: label, "error.type": reason}
+            "gen_ai.server.request.duration", now_s - call.began_s, {**labels, "error.type": reason}
         )
         if call.first_token_s is not None:
-            self._instruments.record(
-                "gen_ai.server.time_to_first_token", call.first_token_s - call.began_s, {_MODEL: label}
-            )
+            self._instruments.record("gen_ai.server.time_to_first_token", call.first_token_s - call.began_s, labels)
         for pair_id in call.tried:
             del self._plans[pair_id]
         if finished is not None:

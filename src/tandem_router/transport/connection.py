@@ -17,6 +17,7 @@ from tandem_router.errors import Reason
 from tandem_router.model.failure import EngineFailure
 from tandem_router.transport.connect_failures import connect_failure, unreachable
 from tandem_router.transport.failures import details_of, seconds
+from tandem_router.transport.statusless import on_channel
 from tandem_router.transport.tls import ConnectionTls
 
 __all__ = ["Connection"]
@@ -58,8 +59,8 @@ class Connection:
 
     @property
     def is_closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._is_closed
+        """Whether the channel takes no further call, whoever closed it."""
+        return self._is_closed or self.channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
 
     async def connect(self, timeout_s: float, *, attempts: int = 1) -> None:
         """Return when the transport is up; raises EngineFailure(WORKER_UNREACHABLE, WORKER_TLS_FAILED), was_sent=False.
@@ -78,7 +79,7 @@ class Connection:
                     + wait_random(0, _JITTER_S),
                     reraise=True,
                 ):
-                    with attempt:
+                    with attempt, on_channel(self):
                         await self._connect_once()
         except _NotConnectedError as error:
             raise await self._failure(str(error)) from None
@@ -110,7 +111,7 @@ class Connection:
     async def _connect_once(self) -> None:
         has_tried = False
         while True:
-            if self._is_closed:
+            if self.is_closed:
                 raise unreachable(self.where, "it was closed by us")
             state = self.channel.get_state(try_to_connect=True)
             if state is grpc.ChannelConnectivity.READY:

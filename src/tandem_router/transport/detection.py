@@ -14,8 +14,9 @@ from tandem_router.model.detection import Asked, OnAsked
 from tandem_router.model.failure import EngineFailure
 from tandem_router.transport.channels import Metadata
 from tandem_router.transport.connection import Connection
-from tandem_router.transport.failures import code_of, connection_failure, details_of, seconds
+from tandem_router.transport.failures import code_of, connection_failure, details_of, is_late, seconds
 from tandem_router.transport.life import serialize
+from tandem_router.transport.statusless import on_channel
 
 __all__ = ["detect", "not_detected"]
 
@@ -57,8 +58,10 @@ async def _ask(connection: Connection, dialect: Dialect, metadata: Metadata, tim
     stub: grpc.aio.UnaryUnaryMultiCallable[Message, bytes] = connection.channel.unary_unary(
         dialect.methods.server_info.path, request_serializer=serialize
     )
+    deadline_s = asyncio.get_running_loop().time() + timeout_s
     try:
-        await stub(dialect.server_info_request(), timeout=timeout_s, metadata=metadata)
+        with on_channel(connection):
+            await stub(dialect.server_info_request(), timeout=timeout_s, metadata=metadata)
     except grpc.aio.AioRpcError as error:
         lost = connection_failure(error, is_connected=connection.is_ready, where=connection.where)
         if lost is not None:
@@ -66,9 +69,11 @@ async def _ask(connection: Connection, dialect: Dialect, metadata: Metadata, tim
         code = code_of(error)
         if code in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED):
             raise EngineFailure(
-                Reason.WORKER_REFUSED, f"{connection.where}: {code.name}: {details_of(error)}", code=code
+                Reason.WORKER_REFUSED,
+                f"{connection.where}: {code.name}: {details_of(error)}; credentials.api_key is missing or another",
+                code=code,
             ) from None
-        if code is Code.DEADLINE_EXCEEDED:
+        if is_late(code, deadline_s):
             raise EngineFailure(
                 Reason.WORKER_UNREACHABLE,
                 f"{connection.where}: connected, but nothing answered within {seconds(timeout_s)}",

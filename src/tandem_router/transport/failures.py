@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc.aio
 
 from tandem_router.errors import Code, Reason
 from tandem_router.model.failure import EngineFailure
 
-__all__ = ["code_of", "connection_failure", "details_of", "rpc_failure", "seconds", "unsent"]
+__all__ = ["code_of", "connection_failure", "details_of", "is_late", "rpc_failure", "seconds", "unsent"]
 
 _NEVER_CONNECTED = "failed to connect to all addresses"
 """Written by grpc's load balancer, which had no transport to give the call to: no byte of it left. With
@@ -28,6 +30,8 @@ _BROKEN = (
     "endpoint closing",
 )
 """What grpc (1.81 .. 1.85) writes when a transport breaks; the channel's state alone may already be READY again."""
+_DEADLINE_SLACK_S = 0.1
+"""An engine counts a deadline of ours from when the request reached it, and rounds it; within this it is still ours."""
 _BREAKING_CODES = (Code.UNAVAILABLE, Code.CANCELLED, Code.INTERNAL, Code.UNKNOWN)
 
 
@@ -49,6 +53,16 @@ def seconds(duration_s: float) -> str:
     return f"{duration_s:.0f} s" if duration_s >= 100 else f"{duration_s:.3g} s"
 
 
+def is_late(code: Code, deadline_s: float | None) -> bool:
+    """Whether a DEADLINE_EXCEEDED is that of our own deadline, and not an answer that the engine chose to give.
+
+    deadline_s: loop clock; None = the call was sent without one.
+    """
+    if code is not Code.DEADLINE_EXCEEDED or deadline_s is None:
+        return False
+    return asyncio.get_running_loop().time() >= deadline_s - _DEADLINE_SLACK_S
+
+
 def connection_failure(error: grpc.aio.AioRpcError, *, is_connected: bool, where: str) -> EngineFailure | None:
     """The failure when the connection broke or never was; None when the engine itself sent the status.
 
@@ -67,16 +81,25 @@ def connection_failure(error: grpc.aio.AioRpcError, *, is_connected: bool, where
 
 
 def rpc_failure(
-    error: grpc.aio.AioRpcError, *, rpc: str, timeout_s: float | None, is_connected: bool, where: str
+    error: grpc.aio.AioRpcError,
+    *,
+    rpc: str,
+    timeout_s: float | None,
+    deadline_s: float | None,
+    is_connected: bool,
+    where: str,
 ) -> EngineFailure:
-    """The failure of a unary rpc; a late answer is no news about the connection (a long prefill delays HealthCheck)."""
+    """The failure of a unary rpc; a late answer is no news about the connection (a long prefill delays HealthCheck).
+
+    timeout_s: what the call was given. deadline_s: when that was over, loop clock. None: neither.
+    """
     lost = connection_failure(error, is_connected=is_connected, where=where)
     if lost is not None:
         return lost
     code, details = code_of(error), details_of(error)
-    if code is Code.DEADLINE_EXCEEDED:
-        within = "in time" if timeout_s is None else f"within {seconds(timeout_s)}"
-        return EngineFailure(Reason.ENGINE_ERROR, f"{where}: {rpc} was not answered {within}", code=code)
+    if timeout_s is not None and is_late(code, deadline_s):
+        sentence = f"{where}: {rpc} was not answered within {seconds(timeout_s)}"
+        return EngineFailure(Reason.ENGINE_ERROR, sentence, code=code)
     reason = Reason.ENGINE_ERROR
     if code is Code.UNIMPLEMENTED:
         reason = Reason.ENGINE_PROTOCOL_ERROR

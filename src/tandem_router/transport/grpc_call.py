@@ -13,8 +13,9 @@ from tandem_router.errors import Code, Reason
 from tandem_router.model.failure import EngineFailure
 from tandem_router.model.request import LegRequest
 from tandem_router.model.stream import EngineItem
-from tandem_router.transport.failures import code_of, connection_failure, details_of, unsent
+from tandem_router.transport.failures import code_of, connection_failure, details_of, is_late, unsent
 from tandem_router.transport.life import Life
+from tandem_router.transport.statusless import STATUSLESS, on_channel, statusless_failure
 
 __all__ = ["GrpcCall"]
 
@@ -27,6 +28,7 @@ class GrpcCall:
 
     __slots__ = (
         "_call",
+        "_deadline_s",
         "_decoder",
         "_failure",
         "_has_ended",
@@ -44,10 +46,12 @@ class GrpcCall:
         leg: LegRequest,
         start: Callable[[], Any],
         opener: Callable[[], Coroutine[Any, Any, None]] | None,
+        deadline_s: float | None,
     ) -> None:
         """Args:
         start: writes the request and returns the grpc call.
         opener: makes the connection ready first; None = it is ready, and the request is written now.
+        deadline_s: of the call, loop clock; None = it has none.
         """
         self._life = life
         self._leg = leg
@@ -55,10 +59,16 @@ class GrpcCall:
         self._parse = life.dialect.methods.generate.response.FromString
         self._start = start
         self._opener = opener
+        self._deadline_s = deadline_s
         self._opening: asyncio.Task[None] | None = None
         self._failure: EngineFailure | None = None
         self._has_ended = False
-        self._call: Any = start() if opener is None else None
+        self._call: Any = None
+        if opener is None:
+            try:
+                self._write()
+            except EngineFailure as failure:
+                self._failure = failure
 
     async def receive(self) -> EngineItem | None:
         """The next item, or None after the last choice's end; raises EngineFailure, and again when asked again."""
@@ -109,7 +119,11 @@ class GrpcCall:
             self._opening = None
         if self._failure is not None:
             raise self._failure
-        self._call = self._start()
+        self._write()
+
+    def _write(self) -> None:
+        with on_channel(self._life.connection):
+            self._call = self._start()
 
     async def _next(self) -> EngineItem | None:
         while True:
@@ -154,14 +168,12 @@ class GrpcCall:
                 f"a response is not a message of the protocol: {error}",
                 code=Code.INTERNAL,
             ) from None
-        except asyncio.CancelledError:
-            if self._failure is not None:  # by `cancel`, not by whoever awaits us
-                raise self._failure from None
-            if self._life.connection.is_closed:
-                raise EngineFailure(
-                    Reason.WORKER_LOST, "the connection was closed by the router", connection_lost=True
-                ) from None
-            raise
+        except STATUSLESS as error:
+            # Our own failure was said by `cancel`, not by whoever awaits us.
+            failure = self._failure or statusless_failure(error, self._life.connection)
+            if failure is None:
+                raise
+            raise failure from None
 
     def _failure_of(self, error: grpc.aio.AioRpcError) -> EngineFailure:
         if self._failure is not None:
@@ -171,6 +183,6 @@ class GrpcCall:
         if lost is not None:
             return lost
         code = code_of(error)
-        if code is Code.DEADLINE_EXCEEDED:
+        if is_late(code, self._deadline_s):
             return EngineFailure(Reason.TOTAL_TIMEOUT, f"{where}: the leg outlived its deadline", code=code)
         return self._life.dialect.status_failure(self._leg, code, details_of(error))

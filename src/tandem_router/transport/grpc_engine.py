@@ -22,10 +22,11 @@ from tandem_router.model.worker import Credentials, RankLoad, WorkerFacts
 from tandem_router.transport.archive import collect_archive
 from tandem_router.transport.channels import Metadata, call_metadata
 from tandem_router.transport.connection import Connection
-from tandem_router.transport.failures import unsent
+from tandem_router.transport.failures import is_late, unsent
 from tandem_router.transport.grpc_call import GrpcCall
 from tandem_router.transport.grpc_kv_events import GrpcKvEventCall
 from tandem_router.transport.life import Life, limit, serialize
+from tandem_router.transport.statusless import on_channel
 
 __all__ = ["GrpcEngine"]
 
@@ -92,7 +93,7 @@ class GrpcEngine:
         async def reconnect() -> None:
             await self._life.settle(timeout_s, reports_loss=True)
 
-        return GrpcCall(self._life, leg, start, None if self._life.is_open else reconnect)
+        return GrpcCall(self._life, leg, start, None if self._life.is_open else reconnect, deadline_s)
 
     async def embed(self, leg: EmbedLeg, *, timeout_s: float | None) -> Vector:
         """One vector; raises EngineFailure, and TandemError where the dialect refuses the leg."""
@@ -111,7 +112,7 @@ class GrpcEngine:
         except EngineFailure as failure:
             if failure.code is Code.UNIMPLEMENTED:
                 raise _cannot(Reason.RUNTIME_CANNOT_EMBED, failure.sentence) from None
-            if failure.code is Code.DEADLINE_EXCEEDED:
+            if is_late(failure.code, deadline_s):
                 sentence = f"{where}: the leg outlived its deadline"
                 raise EngineFailure(Reason.TOTAL_TIMEOUT, sentence, code=failure.code) from None
             if failure.connection_lost or failure.reason is Reason.ENGINE_PROTOCOL_ERROR:
@@ -217,11 +218,14 @@ class GrpcEngine:
             stub: grpc.aio.UnaryStreamMultiCallable[Message, bytes] = self._connection.channel.unary_stream(
                 rpc.path, request_serializer=serialize
             )
-            call = stub(self._dialect.tokenizer_request(), timeout=timeout_s, metadata=self._life.metadata)
+            deadline_s = asyncio.get_running_loop().time() + timeout_s
+            with on_channel(self._connection):
+                call = stub(self._dialect.tokenizer_request(), timeout=timeout_s, metadata=self._life.metadata)
             try:
-                return await collect_archive(call, rpc, where)
+                with on_channel(self._connection):
+                    return await collect_archive(call, rpc, where)
             except grpc.aio.AioRpcError as error:
-                failure = self._life.failure(error, rpc, timeout_s)
+                failure = self._life.failure(error, rpc, timeout_s, deadline_s)
                 if failure.code in _NO_TOKENIZER:
                     return None
                 raise failure from None

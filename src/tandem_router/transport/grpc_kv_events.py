@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import grpc.aio
@@ -14,6 +13,7 @@ from tandem_router.model.failure import EngineFailure
 from tandem_router.model.kv_events import KvBatch
 from tandem_router.transport.failures import code_of, details_of
 from tandem_router.transport.life import Life, serialize
+from tandem_router.transport.statusless import STATUSLESS, on_channel, statusless_failure
 
 __all__ = ["GrpcKvEventCall", "kv_events_refused"]
 
@@ -76,7 +76,8 @@ class GrpcKvEventCall:
         stub: grpc.aio.UnaryStreamMultiCallable[Any, bytes] = life.connection.channel.unary_stream(
             kv_events.rpc.path, request_serializer=serialize
         )
-        self._call = stub(kv_events.request(self._resume_at), metadata=life.metadata)
+        with on_channel(life.connection):
+            self._call = stub(kv_events.request(self._resume_at), metadata=life.metadata)
 
     async def _next(self, kv_events: KvEventsRpc) -> KvBatch | None:
         while True:
@@ -99,19 +100,17 @@ class GrpcKvEventCall:
                 raise EngineFailure(Reason.KV_EVENTS_LOST, f"{where}: {details_of(error)}", code=code) from None
             if code in _CANNOT:
                 raise kv_events_refused(f"{where}: {code.name}: {details_of(error)}", code) from None
-            raise life.failure(error, kv_events.rpc, None) from None
+            raise life.failure(error, kv_events.rpc, None, None) from None
         except DecodeError as error:
             raise EngineFailure(
                 Reason.ENGINE_PROTOCOL_ERROR, f"{life.connection.where}: {kv_events.rpc.path}: {error}"
             ) from None
-        except asyncio.CancelledError:
-            if self._failure is not None:  # by `cancel`, not by whoever awaits us
-                raise self._failure from None
-            if life.connection.is_closed:
-                raise EngineFailure(
-                    Reason.WORKER_LOST, "the connection was closed by the router", connection_lost=True
-                ) from None
-            raise
+        except STATUSLESS as error:
+            # Our own failure was said by `cancel`, not by whoever awaits us.
+            failure = self._failure or statusless_failure(error, life.connection)
+            if failure is None:
+                raise
+            raise failure from None
 
 
 def kv_events_refused(sentence: str, code: Code = Code.UNIMPLEMENTED) -> EngineFailure:

@@ -18,6 +18,7 @@ from tandem_router.model.worker import WorkerFacts
 from tandem_router.transport.channels import Metadata
 from tandem_router.transport.connection import Connection
 from tandem_router.transport.failures import rpc_failure, seconds
+from tandem_router.transport.statusless import on_channel
 
 __all__ = ["Life", "limit", "serialize"]
 
@@ -124,12 +125,15 @@ class Life:
                 )
             self._is_settled = True
 
-    def failure(self, error: grpc.aio.AioRpcError, rpc: Rpc, timeout_s: float | None) -> EngineFailure:
-        """What grpc's error of an rpc that is not Generate means."""
+    def failure(
+        self, error: grpc.aio.AioRpcError, rpc: Rpc, timeout_s: float | None, deadline_s: float | None
+    ) -> EngineFailure:
+        """What grpc's error of an rpc that is not Generate means; times as `rpc_failure` takes them."""
         return rpc_failure(
             error,
             rpc=rpc.path.rpartition("/")[2],
             timeout_s=timeout_s,
+            deadline_s=deadline_s,
             is_connected=self.connection.is_ready,
             where=self.connection.where,
         )
@@ -138,10 +142,13 @@ class Life:
         stub: grpc.aio.UnaryUnaryMultiCallable[Message, bytes] = self.connection.channel.unary_unary(
             rpc.path, request_serializer=serialize
         )
+        deadline_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         try:
-            return rpc.response.FromString(await stub(request, timeout=timeout_s, metadata=metadata))
+            with on_channel(self.connection):
+                answer = await stub(request, timeout=timeout_s, metadata=metadata)
+            return rpc.response.FromString(answer)
         except grpc.aio.AioRpcError as error:
-            raise self.failure(error, rpc, timeout_s) from None
+            raise self.failure(error, rpc, timeout_s, deadline_s) from None
         except DecodeError as error:
             raise EngineFailure(
                 Reason.ENGINE_PROTOCOL_ERROR, f"{self.connection.where}: {rpc.path}: {error}", code=Code.INTERNAL

@@ -40,7 +40,8 @@ def enum_name(prefix: str, member: enum.StrEnum | None) -> str:
 
 def failure_pb(failure: Failure) -> failure_pb2.Failure:
     """A recorded failure with the code of its row."""
-    return reason_pb(failure.reason, failure.sentence, dict(failure.metadata))
+    metadata = dict(failure.metadata) if failure.field is None else {**failure.metadata, "field": failure.field}
+    return reason_pb(failure.reason, failure.sentence, metadata)
 
 
 def reason_pb(reason: str, sentence: str, metadata: dict[str, str]) -> failure_pb2.Failure:

@@ -67,8 +67,13 @@ def worker_pb(
             dp_rank=rank.dp_rank if is_parallel else None,
             healthy=rank.is_healthy,
             routable=rank.is_healthy and worker.status is WorkerStatus.READY,
-            failure=None if worker.failure is None else failure_pb(worker.failure),
         )
+        failure = worker.failure if rank.outage is None else rank.outage.failure
+        if failure is not None:
+            slot.failure.CopyFrom(failure_pb(failure))
+        if rank.outage is not None:
+            slot.outage_time.CopyFrom(timestamp_pb(rank.outage.began_at_s))
+            slot.trial_time.CopyFrom(timestamp_pb(rank.outage.trial_at_s))
         if include_load:
             slot.in_flight = (in_flight or {}).get(rank.dp_rank, 0)
             _add_load(slot, rank, wall_minus_monotonic_s)
@@ -177,6 +182,7 @@ def _capabilities_pb(facts: WorkerFacts) -> worker_facts_pb2.WorkerCapabilities:
         kv_events=facts.publishes_kv_events,
         tokenizer=facts.hands_out_tokenizer,
         embed=facts.can_embed,
+        generate=facts.can_generate,
         multiple_choices=facts.max_choices is None or facts.max_choices > 1,
         logprobs=facts.returns_logprobs,
         adapters=facts.applies_adapters,

@@ -9,13 +9,13 @@ from typing import Any
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
-from smg_grpc_proto.generated import common_pb2
 from smg_grpc_proto.generated import sglang_scheduler_pb2 as pb
 from smg_grpc_proto.generated import sglang_scheduler_pb2_grpc as pb_grpc
 
 from tandem_router.model.spec import WorkerType
 from tandem_router.testing.grpc_engines.answering import AfterAbort, Answering, Context
 from tandem_router.testing.grpc_engines.archives import EOS_TOKEN_ID
+from tandem_router.testing.grpc_engines.common_rpcs import CommonRpcs
 from tandem_router.testing.grpc_engines.kv_feed import KvFeed
 from tandem_router.testing.grpc_engines.logprobs import fill_input, fill_output
 from tandem_router.testing.grpc_engines.meeting import DuplicateRoomError, TransferFailedError
@@ -27,7 +27,7 @@ __all__ = ["ScriptedSglang"]
 _MODES = {WorkerType.PREFILL: "prefill", WorkerType.DECODE: "decode"}
 
 
-class ScriptedSglang(pb_grpc.SglangSchedulerServicer):
+class ScriptedSglang(CommonRpcs, pb_grpc.SglangSchedulerServicer):
     """`SglangScheduler`."""
 
     service = "sglang.grpc.scheduler.SglangScheduler"
@@ -176,32 +176,6 @@ class ScriptedSglang(pb_grpc.SglangSchedulerServicer):
         rank = request.dp_rank if request.HasField("dp_rank") else None
         answer: pb.GetLoadsResponse = self._station.loads(pb, self.answering, rank)
         return answer
-
-    async def FlushCache(
-        self, request: common_pb2.FlushCacheRequest, context: Context
-    ) -> common_pb2.FlushCacheResponse:
-        return self._station.flush(self.answering, self.feed)
-
-    async def StartProfile(
-        self, request: common_pb2.StartProfileRequest, context: Context
-    ) -> common_pb2.ProfileResponse:
-        return self._station.profile(starts=True)
-
-    async def StopProfile(self, request: common_pb2.StopProfileRequest, context: Context) -> common_pb2.ProfileResponse:
-        return self._station.profile(starts=False)
-
-    async def GetTokenizer(
-        self, request: common_pb2.GetTokenizerRequest, context: Context
-    ) -> AsyncIterator[common_pb2.GetTokenizerChunk]:
-        async for chunk in self._station.tokenizer(context):
-            yield chunk
-
-    async def SubscribeKvEvents(
-        self, request: common_pb2.SubscribeKvEventsRequest, context: Context
-    ) -> AsyncIterator[common_pb2.KvEventBatch]:
-        async with contextlib.aclosing(self.feed.stream(request, context)) as batches:
-            async for batch in batches:
-                yield batch
 
     async def LoadLoRAAdapter(self, request: pb.LoadLoRAAdapterRequest, context: Context) -> pb.LoadLoRAAdapterResponse:
         adapters = self._station.adapters

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from smg_grpc_proto.generated import common_pb2
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 from smg_grpc_proto.generated import vllm_engine_pb2_grpc as pb_grpc
 
 from tandem_router.model.spec import WorkerType
 from tandem_router.testing.grpc_engines.answering import AfterAbort, Answering, Context
 from tandem_router.testing.grpc_engines.archives import EOS_TOKEN_ID
+from tandem_router.testing.grpc_engines.common_rpcs import CommonRpcs
 from tandem_router.testing.grpc_engines.kv_feed import KvFeed
 from tandem_router.testing.grpc_engines.logprobs import fill_input, fill_output
 from tandem_router.testing.grpc_engines.station import Station
@@ -26,7 +26,7 @@ __all__ = ["ScriptedVllm"]
 _ROLES = {WorkerType.PREFILL: "kv_producer", WorkerType.DECODE: "kv_consumer", WorkerType.REGULAR: "kv_both"}
 
 
-class ScriptedVllm(pb_grpc.VllmEngineServicer):
+class ScriptedVllm(CommonRpcs, pb_grpc.VllmEngineServicer):
     """`VllmEngine`."""
 
     service = "vllm.grpc.engine.VllmEngine"
@@ -201,29 +201,3 @@ class ScriptedVllm(pb_grpc.VllmEngineServicer):
         rank = request.dp_rank if request.HasField("dp_rank") else None
         answer: pb.GetLoadsResponse = self._station.loads(pb, self.answering, rank)
         return answer
-
-    async def FlushCache(
-        self, request: common_pb2.FlushCacheRequest, context: Context
-    ) -> common_pb2.FlushCacheResponse:
-        return self._station.flush(self.answering, self.feed)
-
-    async def StartProfile(
-        self, request: common_pb2.StartProfileRequest, context: Context
-    ) -> common_pb2.ProfileResponse:
-        return self._station.profile(starts=True)
-
-    async def StopProfile(self, request: common_pb2.StopProfileRequest, context: Context) -> common_pb2.ProfileResponse:
-        return self._station.profile(starts=False)
-
-    async def GetTokenizer(
-        self, request: common_pb2.GetTokenizerRequest, context: Context
-    ) -> AsyncIterator[common_pb2.GetTokenizerChunk]:
-        async for chunk in self._station.tokenizer(context):
-            yield chunk
-
-    async def SubscribeKvEvents(
-        self, request: common_pb2.SubscribeKvEventsRequest, context: Context
-    ) -> AsyncIterator[common_pb2.KvEventBatch]:
-        async with contextlib.aclosing(self.feed.stream(request, context)) as batches:
-            async for batch in batches:
-                yield batch
