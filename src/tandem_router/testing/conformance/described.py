@@ -30,6 +30,7 @@ def facts_of(subject: Subject) -> list[tuple[str, str]]:
         name
         for name, has in (
             ("seeds", facts.supports_seed),
+            ("tokens", facts.can_generate),
             ("embeddings", facts.can_embed),
             ("adapters", facts.applies_adapters),
             ("flush", facts.flushes_cache),
