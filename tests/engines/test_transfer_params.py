@@ -28,10 +28,10 @@ def decode(text: str) -> LegRequest:
     return replace(HANDOFF_DECODE, handoff=TransferParams(text))
 
 
-def refused(leg: LegRequest, facts: WorkerFacts | None) -> None:
+def refused(leg: LegRequest, facts: WorkerFacts | None, reason: Reason = Reason.INTERNAL_ERROR) -> None:
     with pytest.raises(TandemError) as caught:
         VllmDialect().generate_request(leg, facts)
-    assert caught.value.reason is Reason.INTERNAL_ERROR
+    assert caught.value.reason is reason
 
 
 @pytest.mark.parametrize("facts", [None, NIXL], ids=["unknown", "nixl"])
@@ -50,7 +50,7 @@ def refused(leg: LegRequest, facts: WorkerFacts | None) -> None:
     ids=["absent", "null", "none", "number", "no-json", "no-object", "empty", "deep"],
 )
 def test_decode_that_would_kill_the_engine_is_never_built(text: str, facts: WorkerFacts | None) -> None:
-    refused(decode(text), facts)
+    refused(decode(text), facts, Reason.KV_TRANSFER_FAILED)
 
 
 @pytest.mark.parametrize("facts", [None, NIXL], ids=["unknown", "nixl"])
@@ -69,7 +69,7 @@ def test_mooncake_decode_needs_its_three_names(facts: WorkerFacts | None, missin
         del params[missing]
     else:
         params[missing] = value
-    refused(decode(json.dumps(params)), facts)
+    refused(decode(json.dumps(params)), facts, Reason.KV_TRANSFER_FAILED)
 
 
 @pytest.mark.parametrize("facts", [None, MOONCAKE], ids=["unknown", "mooncake"])

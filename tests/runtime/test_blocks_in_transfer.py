@@ -7,16 +7,19 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
-from tests.handshake.pair_world import MOONCAKE, NIXL, REQUEST, ROOMY, STORE, World, pair_of, play
+from tests.handshake.pair_world import MOONCAKE, NIXL, REQUEST, ROOMY, STORE, World, call, pair_of, params_of, play
 
 from tandem_router.core.commands import MarkNotReady
-from tandem_router.errors import Reason
+from tandem_router.errors import Reason, TandemError
 from tandem_router.model.failure import Failure
 from tandem_router.model.job import Job, JobState
+from tandem_router.model.pairing import LegRole
+from tandem_router.model.request import LegRequest
 from tandem_router.model.settings import RuntimeSettings
 from tandem_router.model.worker import Worker, WorkerStatus
 from tandem_router.testing.harness import until
 from tandem_router.testing.scenario import ClientPlan
+from tandem_router.testing.scripted_client import ScriptedCall, ScriptedClient
 from tandem_router.testing.scripted_wire import EngineScript
 from tandem_router.testing.sim_checks import check_client
 from tandem_router.testing.sim_client import ClientRecord, run_client
@@ -191,3 +194,34 @@ def test_a_prefill_whose_place_another_process_took_is_told_as_lost_and_decode_i
         assert last.failure is None
 
     play(pair_of(replace(SLOW_NIXL, peer_loss_s=30.0)), scene)
+
+
+def test_what_prefill_returned_and_no_engine_may_be_sent_is_blamed_on_prefill_and_tried_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the vLLM dialect refuses params that would kill or hang the decode engine (tests/engines/test_nixl_params)."""
+    refused: list[str] = []
+    generate = ScriptedClient.generate
+
+    def choosy(self: ScriptedClient, leg: LegRequest, *, timeout_s: float | None) -> ScriptedCall:
+        if leg.role is LegRole.DECODE and (not refused or params_of(leg)["remote_engine_id"] == refused[0]):
+            refused.append(str(params_of(leg)["remote_engine_id"]))
+            raise TandemError(Reason.KV_TRANSFER_FAILED, "no remote_block_ids")
+        return generate(self, leg, timeout_s=timeout_s)
+
+    monkeypatch.setattr(ScriptedClient, "generate", choosy)
+
+    async def scene(world: World) -> None:
+        record = await call(world)
+        assert check_client(record) == []
+        assert record.finished is not None
+        first, last = record.finished.attempts
+        assert first.failure is not None
+        assert first.failure.reason is Reason.KV_TRANSFER_FAILED
+        assert last.failure is None
+        assert refused[0] not in {params_of(leg)["remote_engine_id"] for leg in world.legs(LegRole.DECODE)}
+
+    for seed in range(12):  # chance may spare the one to blame
+        refused.clear()
+        play(pair_of(NIXL, prefills=2), scene, seed=seed)
+        assert refused

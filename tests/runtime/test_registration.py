@@ -266,3 +266,28 @@ def test_a_worker_that_is_leaving_makes_nobody_pairable() -> None:
         world.ledger.close("a")
 
     play(scene)
+
+
+class Panic(BaseException):
+    """As an extension module raises one."""
+
+
+@pytest.mark.parametrize("fault", [ZeroDivisionError("ours"), Panic("of a library")], ids=["exception", "panic"])
+def test_a_fault_inside_a_job_ends_the_job_and_is_logged(fault: BaseException) -> None:
+    async def scene(world: World) -> None:
+        heard: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context["exception"]))
+
+        async def load(*_: object) -> None:
+            raise fault
+
+        world.codecs.load = load  # type: ignore[method-assign, assignment]
+        world.process(URL)
+        _, job = await world.create(WorkerSpec(URL))
+        ended = await world.ended(job.id)
+        assert ended.state is JobState.FAILED
+        assert ended.failure is not None
+        assert ended.failure.reason is Reason.INTERNAL_ERROR
+        assert heard == [fault]
+
+    play(scene)

@@ -9,10 +9,12 @@ a NIXL decode that is not told whom to ask for the blocks waits for them for goo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from tandem_router.engines.guards import refuse_broken_leg
+from tandem_router.errors import Reason, TandemError
 from tandem_router.model.pairing import KvRole, TransferParams
 from tandem_router.model.request import LegRequest
 from tandem_router.model.worker import WorkerFacts
@@ -38,7 +40,7 @@ def prefill_params(leg: LegRequest, facts: WorkerFacts | None) -> str:
         text = ASK_FOR_TRANSFER_PARAMS
     else:
         text = leg.handoff.json
-        params = _object(leg, text)
+        params = _object(text, partial(refuse_broken_leg, leg))
     if params.get("do_remote_prefill"):
         raise refuse_broken_leg(leg, "a prefill leg is asked to pull")
     if _connector(facts) == _MOONCAKE and not _is_name(params.get("transfer_id")):
@@ -51,14 +53,16 @@ def prefill_params(leg: LegRequest, facts: WorkerFacts | None) -> str:
 def decode_params(leg: LegRequest, facts: WorkerFacts | None) -> str | None:
     """What the decode leg is sent, verbatim, or None where prefill returned nothing and its connector need not.
 
-    Raises INTERNAL_ERROR for params that would kill or hang the engine.
+    Raises KV_TRANSFER_FAILED for what prefill returned and would kill or hang the engine: the prefill is at fault, and
+    another may do better. INTERNAL_ERROR for a leg that only a fault of ours builds.
     """
     if leg.handoff is None and _connector(facts) not in _ALWAYS_TOLD:
         return None
     if not isinstance(leg.handoff, TransferParams):
         raise refuse_broken_leg(leg, "a decode leg of a handoff has no transfer params")
     text = leg.handoff.json
-    params = _object(leg, text)
+    unusable = partial(_unusable, leg)
+    params = _object(text, unusable)
     if not params.get("do_remote_prefill"):
         return text
     if facts is not None and facts.kv_role is KvRole.PRODUCER:
@@ -67,13 +71,13 @@ def decode_params(leg: LegRequest, facts: WorkerFacts | None) -> str | None:
     if connector == _MOONCAKE or (connector is None and "transfer_id" in params):
         missing = [name for name in _MOONCAKE_NEEDS if not _is_name(params.get(name))]
         if missing:
-            raise refuse_broken_leg(leg, f"Mooncake cannot pull without {', '.join(missing)}")
+            raise unusable(f"Mooncake cannot pull without {', '.join(missing)}")
     elif connector in _NIXL:
         if not _can_be_pulled(params.get("remote_block_ids")):
-            raise refuse_broken_leg(leg, "do_remote_prefill without remote_block_ids kills the decode engine")
+            raise unusable("do_remote_prefill without remote_block_ids kills the decode engine")
         missing = [name for name in _NIXL_NEEDS if connector is not None and params.get(name) in (None, "")]
         if missing:
-            raise refuse_broken_leg(leg, f"NIXL waits for blocks for good without {', '.join(missing)}")
+            raise unusable(f"NIXL waits for blocks for good without {', '.join(missing)}")
     return text
 
 
@@ -94,11 +98,15 @@ def _can_be_pulled(block_ids: object) -> bool:
     return isinstance(block_ids, list) and any(group != [] for group in block_ids)
 
 
-def _object(leg: LegRequest, text: str) -> Mapping[str, Any]:
+def _unusable(leg: LegRequest, why: str) -> TandemError:
+    return TandemError(Reason.KV_TRANSFER_FAILED, f"leg {leg.leg_id} was not sent with what prefill returned: {why}")
+
+
+def _object(text: str, refusal: Callable[[str], TandemError]) -> Mapping[str, Any]:
     try:
         params = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise refuse_broken_leg(leg, f"transfer params are not JSON: {error}") from None
+        raise refusal(f"transfer params are not JSON: {error}") from None
     if not isinstance(params, dict):
-        raise refuse_broken_leg(leg, "transfer params are not a JSON object")
+        raise refusal("transfer params are not a JSON object")
     return params

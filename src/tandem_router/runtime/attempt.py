@@ -241,6 +241,8 @@ class PairAttempt:
             request = self.leg_request(leg.role, leg.id)
             leg.call = client.generate(traced(self._env, self.pair_id, leg, request), timeout_s=timeout_s)
         except TandemError as error:  # the dialect refuses to build what would kill the engine
+            if error.reason is Reason.KV_TRANSFER_FAILED and self._prefill is not None:
+                self._blamed.append(self._prefill.candidate.worker.id)
             self._feed(_BROKEN[leg.role], Failure.of(error))
             return
         self._env.observer.observe(LegSent(self.pair_id, leg.id, leg.role, leg.candidate.key))

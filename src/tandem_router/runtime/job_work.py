@@ -57,7 +57,9 @@ class JobWork:
             if error.reason is Reason.DRAINING:
                 raise
             failure = Failure.of(error)
-        except Exception as fault:
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as fault:  # a panic inside an extension module is no Exception
             failure = Failure(Reason.INTERNAL_ERROR, f"job {job.id} failed by a fault of ours; see the log")
             asyncio.get_running_loop().call_exception_handler({"message": f"job {job.id} failed", "exception": fault})
         finally:

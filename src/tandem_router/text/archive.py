@@ -42,6 +42,8 @@ _OTHER_KINDS = {
     "vocab.txt": "a bare vocabulary",
 }
 """Ends of names of tokenizers that a model may come with instead."""
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Of the others, LZMA takes as much memory as the archive says."""
 _CHUNK_BYTES = 1024 * 1024
 
 
@@ -103,6 +105,8 @@ def _known_texts(archive: zipfile.ZipFile) -> dict[str, str]:
             raise unavailable(f"the archive has a link in place of {entry.filename}")
         if entry.filename in texts:
             raise unavailable(f"the archive has two entries named {entry.filename}")
+        if entry.compress_type not in _COMPRESSIONS:
+            raise unavailable(f"the archive has {entry.filename} compressed in a way that is not read")
         content = _inflate(archive, entry, left)
         left -= len(content)
         texts[entry.filename] = content.decode("utf-8")
@@ -146,8 +150,8 @@ def _chat_template(texts: Mapping[str, str], config: Mapping[str, Any]) -> str |
         return texts["chat_template.jinja"]
     stated = _json_object(texts, "chat_template.json").get("chat_template") or config.get("chat_template")
     if isinstance(stated, list):
-        named = {item.get("name"): item.get("template") for item in stated if isinstance(item, dict)}
-        stated = named.get("default")
+        named = [item.get("template") for item in stated if isinstance(item, dict) and item.get("name") == "default"]
+        stated = named[-1] if named else None
     return stated if isinstance(stated, str) else None
 
 
