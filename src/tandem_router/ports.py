@@ -109,7 +109,7 @@ class EngineClient(Protocol):
 
     async def operate(self, operation: Operation, *, timeout_s: float) -> Operated:
         """Have the engine do something for an operator; raises EngineFailure, with the reason in `operations.CANNOT`
-        where the protocol or the engine has no such rpc.
+        where the protocol or the engine has no such rpc, and TandemError where the dialect refuses a parameter of it.
         """
 
     def kv_events(self, *, resume_at: int) -> KvEventCall:

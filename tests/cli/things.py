@@ -32,7 +32,7 @@ WORKERS = [
         facts={
             "runtimeType": "RUNTIME_TYPE_SGLANG",
             "runtimeVersion": "0.5.2",
-            "models": [{"id": "tiny"}],
+            "models": [{"id": "tiny", "contextLength": 4096}],
             "kvConnector": "KV_CONNECTOR_RENDEZVOUS",
             "bootstrapEndpoint": {"host": "a", "port": 8998},
             "kvBlockSize": 16,

@@ -12,13 +12,15 @@ from smg_grpc_proto.generated import sglang_scheduler_pb2 as pb
 from tandem_router.engines.contract import Dialect
 from tandem_router.engines.kv_events import kv_events_rpc
 from tandem_router.engines.sglang import SglangDialect
-from tandem_router.errors import Reason, TandemError
+from tandem_router.engines.vllm import VllmDialect
+from tandem_router.errors import Code, Reason, TandemError
 from tandem_router.model.adapters import AdapterUse, LoadedAdapter
 from tandem_router.model.failure import EngineFailure
 from tandem_router.model.kv_events import KvBatch, KvBlock, KvCleared, KvRemoved, KvStored
-from tandem_router.model.operations import FlushCache, ListAdapters, LoadAdapter, StartProfile
+from tandem_router.model.operations import FlushCache, ListAdapters, LoadAdapter, StartProfile, StopProfile
 
 SGLANG = SglangDialect()
+VLLM = VllmDialect()
 EVENTS = kv_events_rpc("x.Y")
 LEGAL = replace(AGGREGATE, adapters=(AdapterUse("legal"),))
 
@@ -47,6 +49,52 @@ def test_profile_options_are_sent() -> None:
         record_shapes=True,
         profile_by_stage=True,
     )
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        (StartProfile(output_dir="/tmp/traces"), "output_dir"),
+        (StartProfile(start_step=0), "start_step"),
+        (StartProfile(num_steps=5), "num_steps"),
+        (StartProfile(activities=("CPU",)), "activities"),
+        (StartProfile(with_stack=False), "with_stack"),
+        (StartProfile(record_shapes=False), "record_shapes"),
+        (StartProfile(by_stage=True), "by_stage"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_profile_options_that_vllm_takes_at_its_launch_alone_are_refused(asked: StartProfile, field: str) -> None:
+    with pytest.raises(TandemError) as caught:
+        VLLM.operations[StartProfile].request(asked)
+    assert (caught.value.reason, caught.value.field) == (Reason.RUNTIME_CANNOT_CARRY_FIELD, field)
+
+
+def test_vllm_is_asked_for_a_profile_without_options() -> None:
+    assert VLLM.operations[StartProfile].request(StartProfile()) == common.StartProfileRequest()
+
+
+STATUSES: list[tuple[Code, str, Reason]] = [
+    (Code.INTERNAL, "Stop profiling failed: Profiling is not enabled. Please set", Reason.RUNTIME_CANNOT_PROFILE),
+    (Code.INTERNAL, "Start profiling failed: disk full", Reason.ENGINE_ERROR),
+    (Code.INVALID_ARGUMENT, "num_steps must be at least 1, got 0", Reason.INVALID_REQUEST),
+]
+
+
+@pytest.mark.parametrize("kind", [StartProfile, StopProfile])
+@pytest.mark.parametrize(("code", "words", "reason"), STATUSES, ids=["no profiler", "failed", "argument"])
+def test_a_profile_that_was_refused_says_whether_repeating_it_helps(
+    kind: type[StartProfile | StopProfile], code: Code, words: str, reason: Reason
+) -> None:
+    told = VLLM.operations[kind].failure(EngineFailure(Reason.ENGINE_ERROR, words, code=code))
+    assert (told.reason, told.sentence, told.code) == (reason, words, code)
+
+
+@every_dialect
+def test_a_bad_argument_of_an_operation_is_the_operators(dialect: Dialect) -> None:
+    for operation in dialect.operations.values():
+        told = operation.failure(EngineFailure(Reason.ENGINE_ERROR, "x is negative", code=Code.INVALID_ARGUMENT))
+        assert told.reason is Reason.INVALID_REQUEST
 
 
 def test_same_adapter_gets_the_same_id_from_every_router() -> None:
@@ -84,14 +132,15 @@ LOADS: list[tuple[str, Reason, str | None]] = [
     ("Cannot find an appropriate cached snapshot folder for the revision", Reason.ADAPTER_NOT_LOADABLE, "path"),
     ("/a: tensor lm_head is not of a projection that this engine can change", Reason.ADAPTER_NOT_LOADABLE, "path"),
     ("8 adapters are loaded, which is the most; unload one first", Reason.ADAPTER_NOT_LOADABLE, None),
-    ("an adapter with lora_name 'poet' is loaded already", Reason.ADAPTER_NOT_LOADABLE, None),
+    ("an adapter with lora_name 'poet' is loaded already", Reason.ADAPTER_NOT_LOADABLE, "name"),
+    ("LoRA with name poet already exists. Loaded LoRAs: dict_keys(['poet'])", Reason.ADAPTER_NOT_LOADABLE, "name"),
     ("", Reason.ADAPTER_NOT_LOADABLE, None),
     ("LoRA is not enabled. Please set `--enable-lora` to enable LoRA.", Reason.RUNTIME_CANNOT_MANAGE_ADAPTERS, None),
 ]
 
 
 @pytest.mark.parametrize(("words", "reason", "field"), LOADS, ids=[f"{row[0][:30]}" or "silent" for row in LOADS])
-def test_a_load_that_was_refused_says_whether_the_path_is_at_fault(
+def test_a_load_that_was_refused_says_whether_the_path_or_the_name_is_at_fault(
     words: str, reason: Reason, field: str | None
 ) -> None:
     with pytest.raises(EngineFailure) as caught:

@@ -127,12 +127,15 @@ OPERATIONS: dict[str, Operation] = {
     "list_adapters": ListAdapters(),
 }
 
+_OWN_OPERATIONS: dict[RuntimeType, dict[str, Operation]] = {RuntimeType.VLLM: {"start_profile": StartProfile()}}
+"""What a protocol refuses more of."""
+
 
 def others(dialect: Dialect) -> dict[str, Message]:
     """The requests of a dialect beside Generate, by the rest of their file's name."""
     found: dict[str, Message] = {
         name: dialect.operations[type(operation)].request(operation)
-        for name, operation in OPERATIONS.items()
+        for name, operation in {**OPERATIONS, **_OWN_OPERATIONS.get(dialect.runtime_type, {})}.items()
         if type(operation) in dialect.operations
     }
     if dialect.embed is not None:

@@ -72,6 +72,25 @@ def test_least_and_greatest_seed_arrive(runtime: RuntimeType, seed: int) -> None
     assert (params.HasField(name), getattr(params, name)) == (True, seed)
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("data_parallel_rank 1 is out of range [0, 1).", Reason.ENGINE_ERROR),
+        ("dp_rank must be in [0, 1)", Reason.ENGINE_ERROR),
+        ("routed_dp_rank=3 out of range", Reason.ENGINE_ERROR),
+        ("kv_transfer_params_json must be a JSON object", Reason.ENGINE_ERROR),
+        ("bootstrap_room is required", Reason.ENGINE_ERROR),
+        ("grpc://h:1: Embed answered INVALID_ARGUMENT: data_parallel_rank 1 is out of range", Reason.ENGINE_ERROR),
+        ("grpc://h:1: Embed answered INVALID_ARGUMENT: no such key: dp_rank", Reason.INVALID_REQUEST),
+        ("regex 'dp_rank (' does not compile", Reason.INVALID_REQUEST),
+        ("top_p must be in (0, 1], got 2", Reason.INVALID_REQUEST),
+    ],
+)
+@pytest.mark.parametrize("code", [Code.INVALID_ARGUMENT, Code.OUT_OF_RANGE])
+def test_a_client_is_not_blamed_for_what_the_router_chose(code: Code, words: str, reason: Reason) -> None:
+    assert engine_status_failure(code, words).reason is reason
+
+
 @pytest.mark.parametrize("code", [Code.INTERNAL, Code.UNAVAILABLE])
 def test_words_of_a_constraint_under_another_status_mean_nothing(code: Code) -> None:
     words = "the engine could not continue the request under its constraint: {"

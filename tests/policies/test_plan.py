@@ -74,6 +74,14 @@ def test_without_permission_a_regular_worker_does_not_stand_in_for_a_pair() -> N
     assert refused.failure.reason is Reason.NO_READY_WORKER
 
 
+def test_workers_that_never_registered_are_not_counted_as_if_they_had() -> None:
+    failed = [worker(number, R, status=WorkerStatus.FAILED) for number in (1, 2)]
+    refused = plan(*failed, worker(3, R, status=WorkerStatus.NOT_READY), worker(4, P))
+    assert isinstance(refused, Refusal)
+    told = "no worker of m can take it now (1 regular NOT_READY, 2 regular FAILED, 1 prefill READY)"
+    assert refused.failure.sentence == told
+
+
 def test_a_short_prompt_stays_on_one_worker() -> None:
     settings = RuntimeSettings(disaggregate_min_tokens=50)
     workers = [worker(1, P), worker(2, D), worker(3, R)]

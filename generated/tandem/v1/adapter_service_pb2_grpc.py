@@ -102,7 +102,8 @@ class AdapterServiceServicer:
         once. Idempotent: where it is loaded already from the same path, nothing is done.
         Errors, besides those of every rpc that selects workers:
         FAILED_PRECONDITION `ADAPTER_NOT_LOADABLE`: the engine would not; its own words say why. BadRequest, or
-        metadata "field" in an outcome, names `path` where the adapter's files are missing or wrong on its machine.
+        metadata "field" in an outcome, names `path` where the adapter's files are missing or wrong on its machine,
+        `name` where another adapter has that name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -57,7 +57,8 @@ class AdapterServiceStub:
     once. Idempotent: where it is loaded already from the same path, nothing is done.
     Errors, besides those of every rpc that selects workers:
       FAILED_PRECONDITION `ADAPTER_NOT_LOADABLE`: the engine would not; its own words say why. BadRequest, or
-      metadata "field" in an outcome, names `path` where the adapter's files are missing or wrong on its machine.
+      metadata "field" in an outcome, names `path` where the adapter's files are missing or wrong on its machine,
+      `name` where another adapter has that name.
     """
     UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.UnloadAdapterRequest, _adapter_service_pb2.UnloadAdapterResponse]
     """Takes an adapter out of engines. Requests that run with it end as the engine ends them; new ones that name it are
@@ -104,7 +105,8 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     once. Idempotent: where it is loaded already from the same path, nothing is done.
     Errors, besides those of every rpc that selects workers:
       FAILED_PRECONDITION `ADAPTER_NOT_LOADABLE`: the engine would not; its own words say why. BadRequest, or
-      metadata "field" in an outcome, names `path` where the adapter's files are missing or wrong on its machine.
+      metadata "field" in an outcome, names `path` where the adapter's files are missing or wrong on its machine,
+      `name` where another adapter has that name.
     """
     UnloadAdapter: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.UnloadAdapterRequest, _adapter_service_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
     """Takes an adapter out of engines. Requests that run with it end as the engine ends them; new ones that name it are
@@ -154,7 +156,8 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         once. Idempotent: where it is loaded already from the same path, nothing is done.
         Errors, besides those of every rpc that selects workers:
           FAILED_PRECONDITION `ADAPTER_NOT_LOADABLE`: the engine would not; its own words say why. BadRequest, or
-          metadata "field" in an outcome, names `path` where the adapter's files are missing or wrong on its machine.
+          metadata "field" in an outcome, names `path` where the adapter's files are missing or wrong on its machine,
+          `name` where another adapter has that name.
         """
 
     @_abc_1.abstractmethod

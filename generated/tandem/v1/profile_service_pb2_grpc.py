@@ -40,6 +40,8 @@ class ProfileServiceStub:
     INTERNAL `INTERNAL_ERROR`: a fault of the router; report the request id.
     FAILED_PRECONDITION `RUNTIME_CANNOT_PROFILE`: the engine's protocol has no such rpc, or it was started without a
     profiler.
+    FAILED_PRECONDITION `RUNTIME_CANNOT_CARRY_FIELD`: the engine takes the option named when it is started, or never;
+    leave it out.
     UNAVAILABLE `WORKER_UNREACHABLE`, `WORKER_LOST`, `WORKER_REFUSED`: repeat the call.
     INTERNAL `ENGINE_ERROR`: the engine refused; its own words say why.
     DEADLINE_EXCEEDED `TOTAL_TIMEOUT`: the call's deadline passed; allow more time.
@@ -78,6 +80,8 @@ class ProfileServiceServicer:
     INTERNAL `INTERNAL_ERROR`: a fault of the router; report the request id.
     FAILED_PRECONDITION `RUNTIME_CANNOT_PROFILE`: the engine's protocol has no such rpc, or it was started without a
     profiler.
+    FAILED_PRECONDITION `RUNTIME_CANNOT_CARRY_FIELD`: the engine takes the option named when it is started, or never;
+    leave it out.
     UNAVAILABLE `WORKER_UNREACHABLE`, `WORKER_LOST`, `WORKER_REFUSED`: repeat the call.
     INTERNAL `ENGINE_ERROR`: the engine refused; its own words say why.
     DEADLINE_EXCEEDED `TOTAL_TIMEOUT`: the call's deadline passed; allow more time.
@@ -137,6 +141,8 @@ class ProfileService:
     INTERNAL `INTERNAL_ERROR`: a fault of the router; report the request id.
     FAILED_PRECONDITION `RUNTIME_CANNOT_PROFILE`: the engine's protocol has no such rpc, or it was started without a
     profiler.
+    FAILED_PRECONDITION `RUNTIME_CANNOT_CARRY_FIELD`: the engine takes the option named when it is started, or never;
+    leave it out.
     UNAVAILABLE `WORKER_UNREACHABLE`, `WORKER_LOST`, `WORKER_REFUSED`: repeat the call.
     INTERNAL `ENGINE_ERROR`: the engine refused; its own words say why.
     DEADLINE_EXCEEDED `TOTAL_TIMEOUT`: the call's deadline passed; allow more time.

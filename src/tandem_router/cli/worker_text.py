@@ -27,6 +27,15 @@ def _models(worker: Worker) -> str:
     return ", ".join(card.id for card in (worker.spec.models or worker.facts.models))
 
 
+def _context(worker: Worker) -> str:
+    """The context lengths of its models: stated, else found; empty where none is known."""
+    stated, found = (
+        sorted({card.context_length for card in cards if card.HasField("context_length")})
+        for cards in (worker.spec.models, worker.facts.models)
+    )
+    return ", ".join(f"{length} tokens" for length in stated or found)
+
+
 def _in_flight(worker: Worker) -> str:
     told = [rank.in_flight for rank in worker.ranks if rank.HasField("in_flight")]
     return str(sum(told)) if told else ""
@@ -165,6 +174,7 @@ def _head(worker: Worker) -> Iterable[tuple[str, str]]:
     yield "type", _type(worker)
     yield "runtime", f"{_runtime(worker)} {facts.runtime_version}".strip()
     yield "models", _models(worker)
+    yield "context", _context(worker)
     yield "connector", kind(kv_pb2.KvConnector, facts.kv_connector)
     if facts.HasField("bootstrap_endpoint"):
         yield "bootstrap", f"{facts.bootstrap_endpoint.host}:{facts.bootstrap_endpoint.port}"

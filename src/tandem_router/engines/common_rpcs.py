@@ -8,19 +8,28 @@ from typing import Any
 from smg_grpc_proto.generated import common_pb2
 
 from tandem_router.engines.contract import OperationRpc, Rpc
+from tandem_router.engines.guards import operation_failure
 from tandem_router.errors import Code, Reason
 from tandem_router.model.failure import EngineFailure
 from tandem_router.model.operations import FlushCache, Operated, Operation, StartProfile, StopProfile
 
 __all__ = ["operated", "shared_operations"]
 
+_NO_PROFILER = "profiling is not enabled"
+"""What vLLM (0.32) writes under INTERNAL without `--profiler-config`. SGLang always has a profiler; what it refuses is
+to start one that runs and to stop one that does not."""
+
 
 def shared_operations(service: str) -> Mapping[type[Operation], OperationRpc]:
     """FlushCache, StartProfile and StopProfile of a service that has them. service: its full name."""
     return {
         FlushCache: OperationRpc(Rpc(f"/{service}/FlushCache", common_pb2.FlushCacheResponse), _flush, operated),
-        StartProfile: OperationRpc(Rpc(f"/{service}/StartProfile", common_pb2.ProfileResponse), _start, operated),
-        StopProfile: OperationRpc(Rpc(f"/{service}/StopProfile", common_pb2.ProfileResponse), _stop, operated),
+        StartProfile: OperationRpc(
+            Rpc(f"/{service}/StartProfile", common_pb2.ProfileResponse), _start, operated, _profile_failure
+        ),
+        StopProfile: OperationRpc(
+            Rpc(f"/{service}/StopProfile", common_pb2.ProfileResponse), _stop, operated, _profile_failure
+        ),
     }
 
 
@@ -46,6 +55,13 @@ def _start(operation: StartProfile) -> common_pb2.StartProfileRequest:
         record_shapes=operation.record_shapes,
         profile_by_stage=operation.by_stage,
     )
+
+
+def _profile_failure(failure: EngineFailure) -> EngineFailure:
+    """RUNTIME_CANNOT_PROFILE for an engine that was started without its profiler: repeating changes nothing."""
+    if _NO_PROFILER in failure.sentence.lower():
+        return EngineFailure(Reason.RUNTIME_CANNOT_PROFILE, failure.sentence, code=failure.code)
+    return operation_failure(failure)
 
 
 def _stop(operation: StopProfile) -> common_pb2.StopProfileRequest:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from google.protobuf.message import Message
 
+from tandem_router.engines.guards import operation_failure
 from tandem_router.errors import Code
 from tandem_router.model.embedding import EmbedLeg, Vector
 from tandem_router.model.failure import EngineFailure
@@ -67,9 +68,14 @@ class OperationRpc:
 
     rpc: Rpc
     request: Callable[[Any], Message]
-    """From the operation's value (the key's type in `Dialect.operations`)."""
+    """From the operation's value (the key's type in `Dialect.operations`).
+
+    Raises TandemError(RUNTIME_CANNOT_CARRY_FIELD) for a parameter that the engine would not heed.
+    """
     read: Callable[[Any], Operated]
     """Raises EngineFailure where the answer says that it failed under status OK."""
+    failure: Callable[[EngineFailure], EngineFailure] = operation_failure
+    """What a status means, from what transports make of it; not asked of a broken connection or of UNIMPLEMENTED."""
 
 
 @dataclass(frozen=True, slots=True)

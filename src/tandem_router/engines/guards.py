@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, MutableSequence, Sequence
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ __all__ = [
     "default_sampling",
     "effective",
     "engine_status_failure",
+    "operation_failure",
     "refuse_adapters",
     "refuse_broken_leg",
     "refuse_prompt_logprobs",
@@ -197,9 +199,27 @@ _CONSTRAINT_FAILED = "could not continue the request under its constraint"
 worker would fail so, each after a prefill, and none of them is at fault."""
 
 
+_OF_THE_ROUTER = re.compile(
+    r"(\S+: \w+ answered [A-Z_]+: )?"  # how transports tell of a unary rpc, Embed
+    r"(request\.)?((routed_)?dp_rank|data_parallel_rank|kv_transfer_params|bootstrap_(host|port|room))"
+)
+"""How engines begin to refuse what no client states (vLLM 0.32: "data_parallel_rank 1 is out of range [0, 1).");
+another worker or rank may well take the request. What a client wrote comes later in a sentence, if at all: nobody can
+take a rank out by having an engine repeat such words."""
+
+
 def engine_status_failure(code: Code, details: str) -> EngineFailure:
     """The failure for a status that an engine sent over a connection that stands."""
     reason = _STATUS_REASONS.get(code, Reason.ENGINE_ERROR)
+    if reason is Reason.INVALID_REQUEST and _OF_THE_ROUTER.match(details):
+        reason = Reason.ENGINE_ERROR
     if code is Code.FAILED_PRECONDITION and _CONSTRAINT_FAILED in details:
         reason = Reason.INVALID_REQUEST
     return EngineFailure(reason, f"the engine answered {code.name}: {details}", code=code)
+
+
+def operation_failure(failure: EngineFailure) -> EngineFailure:
+    """The failure of an operation: what it asks for is the operator's own, so a bad argument is theirs to correct."""
+    if failure.code in (Code.INVALID_ARGUMENT, Code.OUT_OF_RANGE):
+        return EngineFailure(Reason.INVALID_REQUEST, failure.sentence, code=failure.code)
+    return failure

@@ -40,6 +40,8 @@ _FILES = (
 error of whatever it stumbled over: the system's for a folder without the file, the model hub's for a path that is no
 folder, since it then takes it for a repository's name.
 """
+_TAKEN = ("already exists", "already loaded", "loaded already")
+"""The same of a name that another adapter has: SGLang, and the reference engine."""
 
 
 def lora_operations(service: str) -> Mapping[type[Operation], OperationRpc]:
@@ -92,7 +94,9 @@ def _loaded(response: Any) -> Operated:
     if _SWITCHED_OFF in told:
         sentence = f"the engine was started without LoRA: {words}"
         raise EngineFailure(Reason.RUNTIME_CANNOT_MANAGE_ADAPTERS, sentence, code=Code.OK)
-    field = "path" if any(sign in told for sign in _FILES) else None
+    field = "name" if any(sign in told for sign in _TAKEN) else None
+    if field is None and any(sign in told for sign in _FILES):
+        field = "path"
     sentence = f"the engine did not load the adapter: {words}"
     raise EngineFailure(Reason.ADAPTER_NOT_LOADABLE, sentence, code=Code.OK, field=field)
 

@@ -7,6 +7,7 @@ verbatim. Connectors that meet in a shared store return none, and their decode l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 from google.protobuf.message import Message
@@ -19,6 +20,7 @@ from tandem_router.engines.decoding import Counts, Reading, StreamDecoder
 from tandem_router.engines.embed_rpcs import check_embed, vector_of
 from tandem_router.engines.guards import (
     INT32_MAX,
+    cannot_carry,
     check_biased_tokens,
     check_healthy,
     check_seed,
@@ -37,6 +39,7 @@ from tandem_router.errors import Code
 from tandem_router.model.embedding import EmbedLeg
 from tandem_router.model.failure import EngineFailure
 from tandem_router.model.ids import canonical_uuid
+from tandem_router.model.operations import StartProfile
 from tandem_router.model.pairing import AbortInTransfer, HandshakeKind, KvRole, LegRole
 from tandem_router.model.request import ConstraintKind, LegRequest
 from tandem_router.model.spec import RuntimeType, WorkerType
@@ -57,6 +60,7 @@ _CONSTRAINTS = {
 }
 _MODES = {KvRole.PRODUCER: WorkerType.PREFILL, KvRole.CONSUMER: WorkerType.DECODE}
 _READING = Reading(Counts.PER_MESSAGE, has_transfer_params=True)
+_SHARED = shared_operations(_SERVICE)
 
 
 def _embed(leg: EmbedLeg, facts: WorkerFacts | None) -> pb.EmbedRequest:
@@ -64,6 +68,17 @@ def _embed(leg: EmbedLeg, facts: WorkerFacts | None) -> pb.EmbedRequest:
     request = pb.EmbedRequest(request_id=leg.leg_id)
     write_prompt(request.tokenized.input_ids, leg.token_ids, facts)
     return request
+
+
+def _start_profile(operation: StartProfile) -> Message:
+    """Raises RUNTIME_CANNOT_CARRY_FIELD for any option: vLLM's profiler takes them at the engine's launch."""
+    for option in fields(operation):
+        if getattr(operation, option.name) != option.default:
+            raise cannot_carry(option.name, "vLLM's StartProfile")
+    return _SHARED[StartProfile].request(operation)
+
+
+_OPERATIONS = {**_SHARED, StartProfile: replace(_SHARED[StartProfile], request=_start_profile)}
 
 
 class VllmDialect:
@@ -89,7 +104,7 @@ class VllmDialect:
     )
 
     embed = EmbedRpc(Rpc(f"/{_SERVICE}/Embed", pb.EmbedResponse), _embed, vector_of)
-    operations = shared_operations(_SERVICE)
+    operations = _OPERATIONS
     kv_events = kv_events_rpc(_SERVICE)
 
     def generate_request(self, leg: LegRequest, facts: WorkerFacts | None) -> Message:

@@ -102,8 +102,8 @@ TABLE: Mapping[Reason, Row] = {
     Reason.ADAPTER_NOT_LOADABLE: Row(
         Code.FAILED_PRECONDITION,
         False,
-        "The engine did not load it: no room, or the files are missing on its machine or made for another model.",
-        "Read the engine's words; put the files at path on that machine, or unload another adapter, and repeat.",
+        "The engine did not load it: no room, a name that is taken, or files that are missing or of another model.",
+        "Read the engine's words; put the files at path there, unload another adapter or take a free name, and repeat.",
     ),
     Reason.WORKER_ALREADY_EXISTS: Row(
         Code.ALREADY_EXISTS, False, "A live worker has this URL.", "Use the worker_id in the error's metadata."
@@ -173,7 +173,10 @@ TABLE: Mapping[Reason, Row] = {
         "Repeat the call; another replica, or the restarted one, takes it.",
     ),
     Reason.WORKER_UNREACHABLE: Row(
-        Code.UNAVAILABLE, True, "The worker could not be reached; nothing was sent to it.", "Repeat the call."
+        Code.UNAVAILABLE,
+        True,
+        "The worker could not be reached; nothing was sent to it.",
+        "Repeat the call; an operator checks that the worker's URL is right and that its engine serves there.",
     ),
     Reason.WORKER_LOST: Row(
         Code.UNAVAILABLE,
@@ -182,7 +185,10 @@ TABLE: Mapping[Reason, Row] = {
         "Repeat the call; tokens already received stay valid only for a greedy or seeded request.",
     ),
     Reason.WORKER_REFUSED: Row(
-        Code.UNAVAILABLE, True, "The worker refused the request because of its own load or state.", "Repeat the call."
+        Code.UNAVAILABLE,
+        True,
+        "The worker refused the request because of its own load or state, or because of the api_key given for it.",
+        "Repeat the call; an operator checks the worker's URL, its api_key and the engine's load.",
     ),
     Reason.WORKER_TLS_FAILED: Row(
         Code.UNAVAILABLE,

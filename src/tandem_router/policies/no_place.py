@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from tandem_router.errors import Reason
@@ -9,7 +10,7 @@ from tandem_router.model.failure import Failure
 from tandem_router.model.ids import WorkerId
 from tandem_router.model.request import ServingMode
 from tandem_router.model.spec import WorkerType
-from tandem_router.model.worker import Worker
+from tandem_router.model.worker import Worker, WorkerStatus
 from tandem_router.policies.contract import Candidate, Query, Rejection
 from tandem_router.policies.filters import embeds, generates, lacks, target_of
 
@@ -17,8 +18,6 @@ __all__ = ["CANNOT_PAIR", "no_place", "unknown_model"]
 
 CANNOT_PAIR = "CANNOT_RETURN_CONTEXT_PARAMS"
 """The reason of a rejection that no other partner would change."""
-
-_PARTS = (WorkerType.PREFILL, WorkerType.DECODE, WorkerType.REGULAR)
 
 
 def unknown_model(model: str, workers: Mapping[WorkerId, Worker]) -> Failure:
@@ -147,6 +146,16 @@ def _not_now(
         reason = Reason.RUNTIME_CANNOT_RETURN_CONTEXT_PARAMS if never else Reason.NO_COMPATIBLE_PAIR
         why = clashes[0].sentence if clashes else ""
         return Failure(reason, f"no prefill worker of {query.model} fits a decode worker: {why}", metadata)
-    parts = ", ".join(f"{sum(worker.worker_type is kind for worker in serving)} {kind.lower()}" for kind in _PARTS)
-    ready = f"{len({c.worker.id for c in prefills})} prefill and {len({c.worker.id for c in decodes})} decode ready"
-    return Failure(Reason.NO_READY_WORKER, f"no worker of {query.model} can take it now ({parts}; {ready})", metadata)
+    sentence = f"no worker of {query.model} can take it now ({_counted(serving)})"
+    return Failure(Reason.NO_READY_WORKER, sentence, metadata)
+
+
+def _counted(serving: Sequence[Worker]) -> str:
+    """ "1 prefill READY, 2 regular FAILED": without their status those that never registered count like the others."""
+    counts = Counter((worker.worker_type, worker.status) for worker in serving)
+    return ", ".join(f"{count} {kind.lower()} {status}" for (kind, status), count in sorted(counts.items(), key=_place))
+
+
+def _place(counted: tuple[tuple[WorkerType, WorkerStatus], int]) -> tuple[int, int]:
+    kind, status = counted[0]
+    return list(WorkerType).index(kind), list(WorkerStatus).index(status)

@@ -108,7 +108,8 @@ class Registration:
             facts = await within(timeout_s, "reading facts", client.describe(timeout_s=timeout_s))
             port = self._settings.default_bootstrap_port
             found.effective = effective_facts(worker.spec, worker.url, facts, default_bootstrap_port=port)
-            return f"model {facts.model_id}, {len(found.effective.ranks)} ranks"
+            count = len(found.effective.ranks)
+            return f"model {facts.model_id}, {count} rank{'' if count == 1 else 's'}"
 
         await self._steps.attempt(job_id, "read_facts", worker, describe)
         effective = found.effective

@@ -123,7 +123,10 @@ class GrpcEngine:
         return vector
 
     async def operate(self, operation: Operation, *, timeout_s: float) -> Operated:
-        """Have the engine do something; raises EngineFailure, `operations.CANNOT` where it has no such rpc."""
+        """Have the engine do something; raises EngineFailure, `operations.CANNOT` where it has no such rpc.
+
+        Raises TandemError where the dialect refuses the operation.
+        """
         kind = type(operation)
         carried = self._dialect.operations.get(kind)
         if carried is None:
@@ -134,7 +137,9 @@ class GrpcEngine:
         except EngineFailure as failure:
             if failure.code is Code.UNIMPLEMENTED:
                 raise _cannot(CANNOT[kind], failure.sentence) from None
-            raise
+            if failure.connection_lost:
+                raise
+            raise carried.failure(failure) from None
         done = carried.read(answer)
         if isinstance(operation, ListAdapters) and self._facts is not None:
             # The next leg may name what has been loaded since the facts were read.
