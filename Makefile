@@ -42,7 +42,7 @@ run: .venv/.ready ## the same fleet, kept up, with lines to paste (Ctrl-C ends i
 	@$(BIN)/tandem demo --keep
 
 test: .venv/.ready mlx ## all tests: unit, contract, simulation, end to end, a real MLX
-	@$(PYTEST) -n 2 --dist loadscope tests
+	@$(PYTEST) -n 2 --dist loadscope -o faulthandler_timeout=180 tests
 
 test-engines: .venv/.ready .venv-vllm/.ready .venv-mlx/.ready ## unmodified vLLM (alone, and a pair over NIXL) and MLX; needs Python 3.11
 	@$(PYTEST) -m "vllm or mlx" --durations 10 tests/real_engines
