@@ -237,6 +237,23 @@ async def test_a_shutdown_ends_watches_with_draining(house: House) -> None:
     assert (code, error and error.reason) == (grpc.StatusCode.UNAVAILABLE, Reason.DRAINING)
 
 
+@pytest.mark.parametrize("steps", range(8))
+async def test_a_watch_that_ends_while_its_first_message_is_written_still_has_its_status(
+    house: House, steps: int
+) -> None:
+    """grpcio would send the headers twice, refuse the status, and leave the client waiting for good."""
+    call = watch_workers(house)
+    asking = asyncio.ensure_future(refused(call))
+    async with asyncio.timeout(10):
+        while not house.watches.statistics().running:  # noqa: ASYNC110 - an event would come a step too late
+            await asyncio.sleep(0)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await house.watches.close()
+        code, error, _ = await asking
+    assert (code, error and error.reason) == (grpc.StatusCode.UNAVAILABLE, Reason.DRAINING)
+
+
 async def test_a_pair_is_followed_to_its_last_state(house: House) -> None:
     pair = house.pairs.log.current()[0]
     call = watch_pairs(house)

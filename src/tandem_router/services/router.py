@@ -82,8 +82,8 @@ class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
         try:
             await call.result()
         finally:
-            sink.close()
             call.cancel()
+            await sink.close()
 
     async def Abort(
         self, request: router_service_pb2.AbortRequest, context: Context

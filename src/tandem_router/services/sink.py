@@ -15,6 +15,7 @@ from tandem.v1 import generate_pb2, generate_result_pb2
 from tandem_router.errors import Reason, TandemError
 from tandem_router.model.failure import Failure
 from tandem_router.model.stream import Finished, OutputChunk, QueueStatus
+from tandem_router.services.headers import Headers
 from tandem_router.wire.queue import queue_pb
 from tandem_router.wire.result import chunk_pb, finished_pb
 from tandem_router.wire.status import REQUEST_ID_KEY
@@ -31,6 +32,7 @@ class GrpcTokenSink:
         self._context = context
         self._request_id = request_id
         self._requested_model = requested_model
+        self._headers = Headers(context, ((REQUEST_ID_KEY, request_id),))
         self._is_first = True
         self._text_offsets: dict[int, int] = {}
         self._waiting_since_s: float | None = None
@@ -69,18 +71,19 @@ class GrpcTokenSink:
             return
         self._watch = loop.call_later(limit_s / 2, self.watch, limit_s, end)
 
-    def close(self) -> None:
-        """Stop watching; idempotent."""
+    async def close(self) -> None:
+        """Stop watching, and wait until the call may be ended; idempotent."""
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
+        await self._headers.settled()
 
     async def _write(self, message: generate_result_pb2.GenerateResponse) -> None:
         self._waiting_since_s = asyncio.get_running_loop().time()
         try:
             if self._is_first:
                 self._is_first = False
-                await self._context.send_initial_metadata(((REQUEST_ID_KEY, self._request_id),))
+                await self._headers.sent()
             await self._context.write(message)
         except asyncio.CancelledError:
             raise
