@@ -2,9 +2,9 @@
 
 On the PYTHONPATH of vLLM's workers only; Python imports a module of this name by itself. TANDEM_STAND_INS names which:
 
-- `yield`: vLLM's processes wait for each other by calling `os.sched_yield()` in a loop. Linux 6.18 puts a thread that
-  yields behind all others for longer than it asked for: beside NIXL's thread, which polls without pause, on two cores,
-  one answer in four then took 2 to 30 s. A short sleep is what vLLM itself does instead on older Pythons.
+- `yield`: vLLM's processes wait for each other by calling `os.sched_yield()` in a loop. Beside NIXL's thread, which
+  polls without pause, on two cores under Linux 6.18, one answer in four then took 2 to 30 s, and with this none; what
+  the kernel does there was not found out. A short sleep is what vLLM itself does instead on older Pythons.
 - `accelerator`: vLLM 0.32.0's Mooncake connector asks `torch.accelerator.current_device_index()`, which raises where
   there is none, and hands the answer to its own platform, which takes any number on a CPU. Ends with the vLLM that does
   not ask on a CPU.
