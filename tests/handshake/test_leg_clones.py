@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 import pytest
+from tests.engines.legs import FULL
 from tests.policies.fleet import worker
 
 from tandem_router.handshake.build import handshake_for
@@ -14,26 +15,7 @@ from tandem_router.model.pairing import HandshakeKind, LegRole, Rendezvous, Tran
 from tandem_router.model.request import Constraint, ConstraintKind, LegRequest, Sampling
 from tandem_router.model.spec import WorkerType
 
-SAMPLING = Sampling(
-    temperature=0.5,
-    top_p=0.9,
-    top_k=40,
-    min_p=0.1,
-    repetition_penalty=1.1,
-    frequency_penalty=0.2,
-    presence_penalty=0.3,
-    seed=7,
-    n=2,
-    max_tokens=64,
-    min_tokens=2,
-    stop=("END",),
-    stop_token_ids=(9,),
-    ignore_eos=False,
-    skip_special_tokens=False,
-    include_stop=True,
-    logit_bias={5: -1.0},
-    constraint=Constraint(ConstraintKind.REGEX, "a+"),
-)
+SAMPLING = replace(FULL, include_stop=True, constraint=Constraint(ConstraintKind.REGEX, "a+"))
 SPARE = replace(SAMPLING, n=1, max_tokens=1, min_tokens=0, stop=(), stop_token_ids=(), ignore_eos=True, constraint=None)
 """One token that nothing can end early, and drawn as any other: what it is matters to nobody."""
 RETURNED = '{"do_remote_prefill": true, "remote_block_ids": [3]}'
