@@ -85,11 +85,15 @@ def test_a_deleted_prefill_hands_its_blocks_over_before_it_is_forgotten(script: 
             worker = await worker_of(world, "prefill0")
             job = await world.runtime.control.delete_worker(worker.id, 30.0)
             assert (await world.runtime.job_ended(job.id, 30.0)).state is JobState.SUCCEEDED
+            received.append(decode.ledger.pages_received)
 
+        received: list[int] = []
+        decode = world.runtime.machines.machines["decode0"]
         record = await in_transfer(world, delete)
         assert check_client(record) == []
         assert record.finished is not None
         assert len(record.finished.attempts) == 1
+        assert received == [decode.ledger.pages_received], "it was gone before its blocks had all been fetched"
 
     play(pair_of(script), scene)
 
